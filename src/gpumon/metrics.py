@@ -1,0 +1,385 @@
+"""The catalogue: every metric that gpumon emits, once.
+
+Instruments are created from it; docs, views and rules are checked against it. Names that OpenTelemetry
+defines (semantic conventions 1.44) are used exactly as defined; everything else is `gpumon.*`.
+Units are UCUM base units, utilization is 0..1, points carry identity only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+Kind = Literal["gauge", "counter", "updowncounter", "histogram"]
+AttributeValue = str | bool | int | float
+Attributes = Mapping[str, AttributeValue]
+
+SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.44.0"
+SCOPE: Final = "gpumon"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One row of the catalogue. `attributes` are the attributes that its points may carry."""
+
+    name: str
+    kind: Kind
+    unit: str  # UCUM: "1", "By", "s", "{error}"
+    description: str
+    attributes: tuple[str, ...] = ()
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One value of one series, as a collector yields it.
+
+    A counter's `value` is cumulative. A gauge's is the momentary value, and the export reports the mean
+    over its window; or, with `per`, `value` and `per` are both cumulative and the export reports
+    Δvalue ÷ Δper over its window, and nothing where Δper is 0 (a disk's await: read time per read).
+    """
+
+    metric: Metric
+    value: float
+    attributes: Attributes = field(default_factory=dict)
+    per: float | None = None
+
+
+# Attributes. The first block is OpenTelemetry's, the rest is ours.
+HW_ID = "hw.id"
+HW_TYPE = "hw.type"
+HW_MODEL = "hw.model"
+HW_SERIAL_NUMBER = "hw.serial_number"
+SYSTEM_DEVICE = "system.device"
+DISK_IO_DIRECTION = "disk.io.direction"  # read, write
+NETWORK_IO_DIRECTION = "network.io.direction"  # receive, transmit
+NETWORK_INTERFACE_NAME = "network.interface.name"
+CPU_MODE = "cpu.mode"  # user, system, nice, idle, iowait, interrupt, steal
+SYSTEM_MEMORY_STATE = "system.memory.state"  # used, free, cached, buffers
+SYSTEM_PAGING_FAULT_TYPE = "system.paging.fault.type"  # major, minor
+SYSTEM_FILESYSTEM_MOUNTPOINT = "system.filesystem.mountpoint"
+SYSTEM_FILESYSTEM_TYPE = "system.filesystem.type"
+ERROR_TYPE = "error.type"
+
+COLLECTOR = "gpumon.collector"
+REASON = "gpumon.reason"
+STAGE = "gpumon.stage"  # train, validation, test, predict
+PHASE = "gpumon.phase"  # PHASES, or a name of the user's
+PROCESS_ROLE = "gpumon.process.role"  # trainer, loader_worker
+FETCH_ACCOUNT = "gpumon.fetch.account"  # FETCH_ACCOUNTS
+FETCH_CALL = "gpumon.fetch.call"  # what `blocked.other` blocks in: futex, pipe, child, …
+FETCH_FILE_SYSTEM = "gpumon.fetch.file_system"  # of `blocked.network_fs`: nfs4, fuse.sshfs, …
+WORKER_ID = "gpumon.worker.id"  # the DataLoader's number of the worker; -1: the training thread itself
+PRESSURE_RESOURCE = "gpumon.pressure.resource"  # io, cpu, memory
+PRESSURE_KIND = "gpumon.pressure.kind"  # some, full
+PRESSURE_SCOPE = "gpumon.pressure.scope"  # system, cgroup
+DISK_TYPE = "gpumon.disk.type"  # HDD, SSD, NVMe, virtual
+DISK_HOLDS_DATASET = "gpumon.disk.holds_dataset"
+DISK_PARENTS = "gpumon.disk.parents"  # devices below this one: "sda,sdb"
+DATA_PATH = "gpumon.data.path"
+STORAGE_KIND = "gpumon.storage.kind"  # block, network, memory, container, unknown
+LIMIT_SOURCE = "gpumon.limit.source"  # the file that sets a limit
+OVERHEAD = "gpumon.overhead"  # hot_path, background
+SIGNAL = "gpumon.signal"  # traces, metrics, logs
+GPU_INDEX = "gpumon.gpu.index"
+
+PHASES: Final = (
+    "data.wait",
+    "transfer",
+    "forward",
+    "backward",
+    "communication",
+    "optimizer",
+    "checkpoint",
+    "other",
+)
+STAGES: Final = ("train", "validation", "test", "predict")
+FETCH_ACCOUNTS: Final = (
+    "cpu",
+    "runnable",
+    "blocked.disk",
+    "blocked.network_fs",
+    "blocked.socket",
+    "blocked.memory",
+    "blocked.sleep",
+    "blocked.other",
+)
+
+CATALOGUE: list[Metric] = []
+
+
+def _metric(name: str, kind: Kind, unit: str, description: str, *attributes: str) -> Metric:
+    metric = Metric(name, kind, unit, description, attributes)
+    CATALOGUE.append(metric)
+    return metric
+
+
+# -- Training (tracing) -------------------------------------------------------------------------------
+STEP_COUNT = _metric("gpumon.step.count", "counter", "{step}", "Steps: optimizer updates.", STAGE)
+SAMPLE_COUNT = _metric("gpumon.sample.count", "counter", "{sample}", "Samples that steps used.", STAGE)
+EPOCH_COUNT = _metric("gpumon.epoch.count", "counter", "{epoch}", "Iterations over a loader that fed a step.", STAGE)
+STEP_FAILURES = _metric("gpumon.step.failures", "counter", "{step}", "Steps that raised.", STAGE)
+STEP_SKIPPED = _metric(
+    "gpumon.step.skipped", "counter", "{step}", "Updates that a gradient scaler skipped (inf or NaN gradients).", STAGE
+)
+STEP_ASSUMED = _metric(
+    "gpumon.step.assumed",
+    "counter",
+    "{step}",
+    "Steps whose boundary was assumed, because the optimizer's update could not be seen.",
+    STAGE,
+)
+STEP_TIME = _metric("gpumon.step.time", "counter", "s", "Time spent in steps.", STAGE)
+PHASE_TIME = _metric(
+    "gpumon.phase.time", "counter", "s", "Time spent per phase of a step; phases add up to the step.", STAGE, PHASE
+)
+FIRST_OF_EPOCH_COUNT = _metric(
+    "gpumon.first_of_epoch.count", "counter", "{step}", "Steps that began with the first batch of an epoch.", STAGE
+)
+FIRST_OF_EPOCH_WAIT_TIME = _metric(
+    "gpumon.first_of_epoch.wait.time", "counter", "s", "Wait for the first batch of each epoch, part of data.wait.", STAGE
+)
+FIRST_OF_EPOCH_STEP_TIME = _metric(
+    "gpumon.first_of_epoch.step.time", "counter", "s", "Time of the steps that began an epoch.", STAGE
+)
+STEP_DURATION = _metric("gpumon.step.duration", "histogram", "s", "Duration of a step.", STAGE)
+DATA_WAIT_DURATION = _metric(
+    "gpumon.data.wait.duration", "histogram", "s", "Wait for data in a step.", STAGE
+)
+DATA_WAIT_UTILIZATION = _metric(
+    "gpumon.data.wait.utilization", "gauge", "1", "Share of the window's step time spent waiting for data.", STAGE
+)
+BACKGROUND_FETCH_COUNT = _metric(
+    "gpumon.fetch.background.count",
+    "counter",
+    "{batch}",
+    "Batches fetched by a thread that trains nothing; their waits are in no step.",
+)
+LOADER_STARTUP_TIME = _metric(
+    "gpumon.loader.startup.time", "counter", "s", "Time to make a loader's iterator: workers starting."
+)
+
+# -- Fetch accounts -----------------------------------------------------------------------------------
+FETCH_COUNT = _metric("gpumon.fetch.count", "counter", "{batch}", "Batches that workers fetched.", WORKER_ID)
+FETCH_TIME = _metric(
+    "gpumon.fetch.time",
+    "counter",
+    "s",
+    "Where fetches spent their time; the accounts add up to the wall time of all fetches.",
+    FETCH_ACCOUNT,
+    SYSTEM_DEVICE,
+    WORKER_ID,
+    FETCH_CALL,
+    FETCH_FILE_SYSTEM,
+)
+FETCH_READ = _metric(
+    "gpumon.fetch.read", "counter", "By", "Bytes that fetches really read from a device, page cache left out.", SYSTEM_DEVICE
+)
+FETCH_READY_AGE = _metric(
+    "gpumon.fetch.ready_age",
+    "histogram",
+    "s",
+    "How long a batch lay ready before it was asked for; 0 when the trainer waited.",
+)
+FETCH_LOST = _metric(
+    "gpumon.fetch.lost", "counter", "{batch}", "Fetch records overwritten before they were read; in no account."
+)
+HANDOVER_TIME = _metric(
+    "gpumon.fetch.handover.time",
+    "counter",
+    "s",
+    "Part of data waits after the batch was ready in its worker: unpickling, shared memory, the GIL.",
+)
+LOADER_WORKERS = _metric("gpumon.loader.workers", "gauge", "{worker}", "Workers of the loader that feeds the steps.")
+LOADER_PREFETCH = _metric("gpumon.loader.prefetch", "gauge", "{batch}", "Batches prefetched per worker, as set.")
+LOADER_BATCH_SIZE = _metric("gpumon.loader.batch_size", "gauge", "{sample}", "Samples per batch, as set.")
+LOADER_PERSISTENT = _metric(
+    "gpumon.loader.persistent", "gauge", "1", "1 where the loader keeps its workers between epochs, else 0."
+)
+DATASET_INFO = _metric(
+    "gpumon.dataset.info",
+    "gauge",
+    "1",
+    "One series per place that data is read from.",
+    DATA_PATH,
+    STORAGE_KIND,
+    SYSTEM_DEVICE,
+    SYSTEM_FILESYSTEM_MOUNTPOINT,
+    SYSTEM_FILESYSTEM_TYPE,
+)
+
+# -- Disk ---------------------------------------------------------------------------------------------
+DISK_IO = _metric("system.disk.io", "counter", "By", "Disk bytes transferred.", SYSTEM_DEVICE, DISK_IO_DIRECTION)
+DISK_OPERATIONS = _metric(
+    "system.disk.operations", "counter", "{operation}", "Disk operations.", SYSTEM_DEVICE, DISK_IO_DIRECTION
+)
+DISK_OPERATION_TIME = _metric(
+    "system.disk.operation_time",
+    "counter",
+    "s",
+    "Sum of the time each operation took to complete.",
+    SYSTEM_DEVICE,
+    DISK_IO_DIRECTION,
+)
+DISK_IO_TIME = _metric("system.disk.io_time", "counter", "s", "Time the disk spent activated.", SYSTEM_DEVICE)
+DISK_MERGED = _metric(
+    "system.disk.merged", "counter", "{operation}", "Operations merged into one.", SYSTEM_DEVICE, DISK_IO_DIRECTION
+)
+DISK_AWAIT = _metric(
+    "gpumon.disk.await",
+    "gauge",
+    "s",
+    "Mean time of an operation over the window (iostat's r_await, w_await); absent without I/O.",
+    SYSTEM_DEVICE,
+    DISK_IO_DIRECTION,
+)
+DISK_UTILIZATION = _metric(
+    "gpumon.disk.utilization", "gauge", "1", "Share of time with requests in flight (iostat's %util).", SYSTEM_DEVICE
+)
+DISK_QUEUE_LENGTH = _metric(
+    "gpumon.disk.queue.length", "gauge", "{request}", "Mean number of requests in flight (iostat's aqu-sz).", SYSTEM_DEVICE
+)
+DISK_REQUEST_SIZE = _metric(
+    "gpumon.disk.request.size",
+    "gauge",
+    "By",
+    "Mean size of a request (iostat's rareq-sz, wareq-sz); absent without I/O.",
+    SYSTEM_DEVICE,
+    DISK_IO_DIRECTION,
+)
+DISK_IN_FLIGHT = _metric("gpumon.disk.in_flight", "gauge", "{request}", "Requests in flight.", SYSTEM_DEVICE)
+DISK_UNLOADED_AWAIT = _metric(
+    "gpumon.disk.unloaded.await",
+    "gauge",
+    "s",
+    "Latency of a small direct read while nobody else queued: median of three.",
+    SYSTEM_DEVICE,
+)
+DISK_UNLOADED_QUEUE = _metric(
+    "gpumon.disk.unloaded.queue",
+    "gauge",
+    "{request}",
+    "Requests of others in flight while the unloaded latency was measured.",
+    SYSTEM_DEVICE,
+)
+DISK_LIMIT_IO = _metric(
+    "gpumon.disk.limit.io",
+    "gauge",
+    "By/s",
+    "Bytes per second that this cgroup may transfer.",
+    SYSTEM_DEVICE,
+    DISK_IO_DIRECTION,
+    LIMIT_SOURCE,
+)
+DISK_LIMIT_OPERATIONS = _metric(
+    "gpumon.disk.limit.operations",
+    "gauge",
+    "{operation}/s",
+    "Operations per second that this cgroup may do.",
+    SYSTEM_DEVICE,
+    DISK_IO_DIRECTION,
+    LIMIT_SOURCE,
+)
+DISK_INFO = _metric(
+    "gpumon.disk.info",
+    "gauge",
+    "1",
+    "What is known of a disk.",
+    SYSTEM_DEVICE,
+    HW_MODEL,
+    HW_SERIAL_NUMBER,
+    DISK_TYPE,
+    DISK_HOLDS_DATASET,
+    DISK_PARENTS,
+    SYSTEM_FILESYSTEM_MOUNTPOINT,
+    SYSTEM_FILESYSTEM_TYPE,
+)
+PRESSURE_STALL_TIME = _metric(
+    "gpumon.pressure.stall.time",
+    "counter",
+    "s",
+    "Time in which tasks stalled for a resource (PSI).",
+    PRESSURE_RESOURCE,
+    PRESSURE_KIND,
+    PRESSURE_SCOPE,
+)
+PRESSURE_STALL_RATIO = _metric(
+    "gpumon.pressure.stall.ratio",
+    "gauge",
+    "1",
+    "Share of the last 10 s in which tasks stalled for a resource (PSI avg10).",
+    PRESSURE_RESOURCE,
+    PRESSURE_KIND,
+    PRESSURE_SCOPE,
+)
+
+# -- Host and process tree ----------------------------------------------------------------------------
+CPU_UTILIZATION = _metric("system.cpu.utilization", "gauge", "1", "Share of CPU time per mode, all cores.", CPU_MODE)
+CPU_BUSIEST = _metric("gpumon.cpu.busiest.utilization", "gauge", "1", "Utilization of the busiest single core.")
+CPU_USABLE = _metric("gpumon.cpu.usable", "gauge", "{cpu}", "CPUs that this process may use: affinity and cgroup quota.")
+CPU_QUOTA = _metric(
+    "gpumon.cpu.quota", "gauge", "{cpu}", "CPUs that the cgroup's quota allows; absent without one.", LIMIT_SOURCE
+)
+CPU_THROTTLED_TIME = _metric(
+    "gpumon.cpu.throttled.time", "counter", "s", "Time in which the cgroup's CPU quota held threads back."
+)
+CPU_THROTTLED_PERIODS = _metric(
+    "gpumon.cpu.throttled.periods", "counter", "{period}", "Quota periods in which the cgroup was held back."
+)
+CPU_PERIODS = _metric("gpumon.cpu.periods", "counter", "{period}", "Quota periods in which the cgroup ran.")
+MEMORY_USAGE = _metric("system.memory.usage", "updowncounter", "By", "Memory in use by state.", SYSTEM_MEMORY_STATE)
+MEMORY_AVAILABLE = _metric(
+    "system.memory.linux.available", "updowncounter", "By", "Memory available without swapping (MemAvailable)."
+)
+MEMORY_REFAULTS = _metric(
+    "gpumon.memory.refaults", "counter", "{page}", "File pages of this cgroup read again after they were evicted."
+)
+MEMORY_LIMIT = _metric("gpumon.memory.limit", "gauge", "By", "Memory limit of this cgroup; absent without one.")
+MEMORY_LIMIT_HITS = _metric(
+    "gpumon.memory.limit.hits", "counter", "{event}", "How often this cgroup reached its memory limit."
+)
+NETWORK_IO = _metric(
+    "system.network.io", "counter", "By", "Bytes over the network.", NETWORK_INTERFACE_NAME, NETWORK_IO_DIRECTION
+)
+PROCESS_CPU_TIME = _metric("process.cpu.time", "counter", "s", "CPU time of the processes of a role.", PROCESS_ROLE, CPU_MODE)
+PROCESS_RUNQUEUE_TIME = _metric(
+    "gpumon.process.runqueue.time", "counter", "s", "Time runnable but not running.", PROCESS_ROLE
+)
+PROCESS_MEMORY_USAGE = _metric("process.memory.usage", "updowncounter", "By", "Resident memory.", PROCESS_ROLE)
+PROCESS_DISK_IO = _metric(
+    "process.disk.io", "counter", "By", "Bytes that reached disks, page cache left out.", PROCESS_ROLE, DISK_IO_DIRECTION
+)
+PROCESS_READ = _metric("gpumon.process.read", "counter", "By", "Bytes read, page cache included.", PROCESS_ROLE)
+PROCESS_PAGING_FAULTS = _metric(
+    "process.paging.faults", "counter", "{fault}", "Page faults.", PROCESS_ROLE, SYSTEM_PAGING_FAULT_TYPE
+)
+PROCESS_THREAD_COUNT = _metric("process.thread.count", "updowncounter", "{thread}", "Threads.", PROCESS_ROLE)
+PROCESS_COUNT = _metric("gpumon.process.count", "gauge", "{process}", "Processes of a role.", PROCESS_ROLE)
+
+# -- GPU ----------------------------------------------------------------------------------------------
+GPU_UTILIZATION = _metric("hw.gpu.utilization", "gauge", "1", "Share of time a kernel ran.", HW_ID, GPU_INDEX, "hw.gpu.task")
+GPU_MEMORY_USAGE = _metric("hw.gpu.memory.usage", "updowncounter", "By", "GPU memory used.", HW_ID, GPU_INDEX)
+GPU_MEMORY_LIMIT = _metric("hw.gpu.memory.limit", "updowncounter", "By", "GPU memory size.", HW_ID, GPU_INDEX)
+
+# -- About itself -------------------------------------------------------------------------------------
+COLLECTOR_UP = _metric(
+    "gpumon.collector.up", "gauge", "1", "1 while a collector reads its source, else 0 and the reason.", COLLECTOR, REASON
+)
+COLLECTOR_DURATION = _metric(
+    "gpumon.collector.duration", "histogram", "s", "Duration of one collection.", COLLECTOR
+)
+SPANS_DROPPED = _metric("gpumon.spans.dropped", "counter", "{span}", "Spans that were to be kept and were not.", REASON)
+OVERHEAD_TIME = _metric("gpumon.overhead.time", "counter", "s", "CPU time that gpumon itself took.", OVERHEAD)
+EXPORT_DROPPED = _metric(
+    "gpumon.export.dropped", "counter", "{item}", "Items that could not be delivered or stored.", SIGNAL
+)
+
+BY_NAME: Final = {metric.name: metric for metric in CATALOGUE}
+
+DURATION_BOUNDS: Final = (
+    0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0,
+)  # fmt: skip
+"""Bucket bounds of every duration histogram, in seconds."""
