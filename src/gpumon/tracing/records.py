@@ -10,18 +10,17 @@ from gpumon.metrics import DURATION_BOUNDS
 
 @dataclass(slots=True)
 class Buckets:
-    """A cumulative histogram over `DURATION_BOUNDS`, in seconds."""
+    """A cumulative histogram over `DURATION_BOUNDS`, in seconds; count and sum per bucket."""
 
-    count: int = 0
-    total_s: float = 0.0
     min_s: float = float("inf")
     max_s: float = 0.0
     counts: list[int] = field(default_factory=lambda: [0] * (len(DURATION_BOUNDS) + 1))
+    sums: list[float] = field(default_factory=lambda: [0.0] * (len(DURATION_BOUNDS) + 1))
 
     def add(self, seconds: float) -> None:
-        self.count += 1
-        self.total_s += seconds
-        self.counts[bisect_left(DURATION_BOUNDS, seconds)] += 1
+        index = bisect_left(DURATION_BOUNDS, seconds)
+        self.counts[index] += 1
+        self.sums[index] += seconds
         if seconds < self.min_s:
             self.min_s = seconds
         if seconds > self.max_s:
