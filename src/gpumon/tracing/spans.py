@@ -1,0 +1,101 @@
+"""Kept steps as spans: one trace per step, with explicit times; and the run's span, rotated.
+
+Only the OpenTelemetry API is used here, so the same code serves our providers and the application's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
+
+from gpumon.tracing.records import Step
+
+RUN_SPAN_S = 600.0
+"""The run's span is ended and begun anew this often: a span that lives for hours is seen by nobody."""
+
+_SPAN_NAMES = {"optimizer": "optimizer.step", "checkpoint": "checkpoint.save"}
+
+Window = Callable[[int, int], Mapping[str, Any]]
+"""Device readings between two `perf_counter_ns`, as `gpumon.window.*` attributes."""
+
+
+class Clock:
+    """Turns `time.perf_counter_ns()` into nanoseconds since the epoch, with one offset per process.
+
+    One offset, so that a step's children lie within it also when the wall clock is adjusted.
+    """
+
+    def __init__(self) -> None:
+        self._offset = time.time_ns() - time.perf_counter_ns()
+
+    def wall(self, perf_ns: int) -> int:
+        return perf_ns + self._offset
+
+
+def emit_step(tracer: Tracer, step: Step, clock: Clock, window: Mapping[str, Any], extra: Mapping[str, Any]) -> Span:
+    """End one root span `<stage>.step` with a child per part of the step; returns the root."""
+    attributes: dict[str, Any] = {
+        "gpumon.step.number": step.number,
+        "gpumon.stage": step.stage,
+        "gpumon.keep.reason": step.keep_reason,
+        "gpumon.step.first_of_epoch": step.first_of_epoch,
+        "gpumon.step.slow": step.keep_reason == "slow",
+        **extra,
+        **window,
+    }
+    if step.epoch:
+        attributes["gpumon.epoch"] = step.epoch
+    if step.samples:
+        attributes["gpumon.batch.size"] = step.samples
+    if step.skipped:
+        attributes["gpumon.step.skipped"] = True
+    if step.assumed:
+        attributes["gpumon.step.assumed"] = True
+    # An empty context: the step is the root of its own trace, whatever span the application has current.
+    root = tracer.start_span(
+        f"{step.stage}.step",
+        context=Context(),
+        kind=SpanKind.INTERNAL,
+        attributes=attributes,
+        start_time=clock.wall(step.begin_ns),
+    )
+    inside = set_span_in_context(root, Context())
+    for phase, begin, end in step.spans:
+        child = tracer.start_span(
+            _SPAN_NAMES.get(phase, phase),
+            context=inside,
+            attributes={"gpumon.phase": phase},
+            start_time=clock.wall(begin),
+        )
+        child.end(clock.wall(end))
+    if step.failed:
+        root.set_attribute("error.type", step.failed)
+        root.set_status(Status(StatusCode.ERROR, step.failed))
+    root.end(clock.wall(step.end_ns))
+    return root
+
+
+class RunSpan:
+    """`train.run`: what this process did since the last rotation."""
+
+    def __init__(self, tracer: Tracer, clock: Clock, extra: Mapping[str, Any]) -> None:
+        self._tracer, self._clock, self._extra = tracer, clock, extra
+        self._begin = time.perf_counter_ns()
+
+    def rotate(self, counts: Mapping[str, Any], *, force: bool = False) -> None:
+        """End the span when its time has come (or *force*), with *counts* as attributes, and begin the next."""
+        now = time.perf_counter_ns()
+        if not force and now - self._begin < RUN_SPAN_S * 1e9:
+            return
+        span = self._tracer.start_span(
+            "train.run",
+            context=Context(),
+            attributes={**self._extra, **counts},
+            start_time=self._clock.wall(self._begin),
+        )
+        span.end(self._clock.wall(now))
+        self._begin = now
