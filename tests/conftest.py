@@ -6,14 +6,35 @@ import pytest
 import slowdisk
 
 os.environ["GPUMON_STRICT"] = "1"
+ROTATING = 3  # how many scenarios run where not all of them were asked for
 
 
-def pytest_collection_modifyitems(items):
-    """Tests marked `disk` are skipped, with what to install, where slow disks cannot be made."""
+def pytest_collection_modifyitems(config, items):
+    """Skip what this machine cannot do, with what to install; of the long scenarios run a rotating few."""
     if missing := slowdisk.available():
         for item in items:
             if item.get_closest_marker("disk"):
                 item.add_marker(pytest.mark.skip(reason=missing))
+    scenarios = [item for item in items if item.get_closest_marker("scenario")]
+    asked_for = "scenario" in config.getoption("markexpr") or config.getoption("keyword") or config.args_source.name == "ARGS"
+    if scenarios and not asked_for:
+        start = int(os.environ.get("GPUMON_SCENARIOS", "0")) * ROTATING
+        chosen = {id(scenarios[(start + offset) % len(scenarios)]) for offset in range(ROTATING)}
+        left_out = [item for item in scenarios if id(item) not in chosen]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_sessionfinish(session, exitstatus):
+    """With GPUMON_TEST_NO_SKIP a skipped test is a failure, but for the ones that need a real GPU."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or not os.environ.get("GPUMON_TEST_NO_SKIP"):
+        return
+    skipped = [report for report in reporter.stats.get("skipped", []) if "gpu" not in report.keywords]
+    if skipped and exitstatus == 0:
+        for report in skipped:
+            reporter.write_line(f"skipped, which is not allowed here: {report.nodeid}: {report.longrepr}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture

@@ -7,53 +7,66 @@ process) gets a thread of its own, so that it delays nobody. Readers of the valu
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from gpumon import metrics as m
+from gpumon.buckets import Buckets
 from gpumon.collectors.base import Collector
 from gpumon.errors import CollectorError, NoDataError
 from gpumon.metrics import Metric, Reading
-from gpumon.tracing.records import Buckets
 
 logger = logging.getLogger(__name__)
 
-STALE_INTERVALS = 3  # a reading older than this many intervals is absent: a stuck collector must not look alive
-HISTORY_S = 300.0
+STALE_INTERVALS = (
+    3  # a reading older than this many intervals is absent: a stuck collector must not look alive
+)
+HANG_S = 10.0
+HISTORY_S = 120.0
+MAX_READERS = 8  # per series; the one that has not asked for longest makes room
 
-Key = tuple[str, tuple[tuple[str, m.AttributeValue], ...]]  # metric name, sorted attributes
+Labels = tuple[tuple[str, m.AttributeValue], ...]
+"""The attributes of a series, sorted."""
 
 
-@dataclass(slots=True)
-class Series:
-    """The running state of one series.
+class _Terms(NamedTuple):
+    """A gauge's running sums at one moment.
 
     A gauge is kept as Σvalue and Σ1 over its samples, a ratio as its two cumulative terms, so the mean over
     any window is Δvalue ÷ Δper between its two ends, whoever asks and however often.
     """
 
-    key: Key
-    metric: Metric
-    attributes: m.Attributes
-    value: float = 0.0
-    per: float = 0.0
-    is_ratio: bool = False
-    first: tuple[float, float] = (0.0, 0.0)
-    updated: float = 0.0
-    collector: str = ""
+    at: float  # time.monotonic()
+    value: float
+    per: float
 
 
 @dataclass(slots=True)
 class _Mark:
-    """Where a reader's last window of one metric ended."""
+    """The end of a reader's last window, and the mean over that window."""
 
-    at: float = 0.0
-    terms: dict[Key, tuple[float, float]] = field(default_factory=dict)
-    means: dict[Key, float] = field(default_factory=dict)
+    terms: _Terms
+    mean: float | None
+
+
+@dataclass(slots=True)
+class _Series:
+    metric: Metric
+    attributes: m.Attributes
+    entry: _Entry
+    now: _Terms
+    base: float = 0.0  # what a counter had counted before its source began anew
+    history: deque[_Terms] = field(default_factory=deque)
+    marks: dict[int, _Mark] = field(default_factory=dict)
+
+    def is_stale(self, now: float) -> bool:
+        return now - self.now.at > STALE_INTERVALS * self.entry.interval_s + 1.0
 
 
 @dataclass(slots=True)
@@ -64,184 +77,171 @@ class _Entry:
     due: float = 0.0
     up: bool | None = None
     reason: str = ""
-    started: float | None = None  # monotonic time of the call in progress
+    started: float | None = None  # when the call in progress began
+    ended: float = 0.0  # when the last one ended
     durations: Buckets = field(default_factory=Buckets)
 
 
 class Sampler:
-    """Latest values and a short history of every series that the collectors yield."""
+    """Latest values, and a short history of every gauge, of all series that the collectors yield."""
 
-    def __init__(self, collectors: Mapping[str, Collector], intervals: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        collectors: Mapping[str, Collector],
+        intervals: Mapping[str, float] | None = None,
+        *,
+        hang_s: float = HANG_S,
+    ) -> None:
         intervals = intervals or {}
         self._entries = [
             _Entry(name, collector, intervals.get(name, collector.interval_s))
             for name, collector in collectors.items()
         ]
-        self._series: dict[Key, Series] = {}
-        self._by_metric: dict[str, list[Series]] = {}
-        self._history: deque[tuple[float, dict[Key, tuple[float, float]]]] = deque()
-        self._marks: dict[tuple[int, str], _Mark] = {}
+        self._hang_s = hang_s
+        self._series: dict[str, dict[Labels, _Series]] = {}  # by metric name
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._threads: list[threading.Thread] = []
+        self._groups: list[_Group] = []
         self._pid = os.getpid()
-        self.cpu_ns = 0  # CPU time of the sampling threads
 
-    # -- collecting ---------------------------------------------------------------------------------
+    # -- collecting -----------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the threads; does nothing when they run or in a forked child."""
-        if self._threads or os.getpid() != self._pid:
+        """Start the threads; does nothing when they run, or in a forked child."""
+        if self._groups or os.getpid() != self._pid:
             return
         quick = [entry for entry in self._entries if not entry.collector.may_block]
-        groups = [quick] + [[entry] for entry in self._entries if entry.collector.may_block]
-        for group in groups:
-            if group:
-                thread = threading.Thread(
-                    target=self._run, args=(group,), name=f"gpumon-{group[0].name}", daemon=True
-                )
-                self._threads.append(thread)
-                thread.start()
+        alone = [[entry] for entry in self._entries if entry.collector.may_block]
+        self._groups = [_Group(self, entries) for entries in [quick, *alone] if entries]
+        for group in self._groups:
+            group.thread.start()
 
     def stop(self) -> None:
         """Ask the threads to end; a collector that hangs is left behind, never waited for."""
         self._stop.set()
-        for thread in self._threads:
-            thread.join(timeout=0.2)
+        for group in self._groups:
+            group.wake.set()
+        deadline = time.monotonic() + 0.2
+        for group in self._groups:
+            group.thread.join(max(0.0, deadline - time.monotonic()))
 
-    def collect_now(self) -> None:
-        """Collect from every collector that cannot block: the last values before the end of a run."""
-        for entry in self._entries:
-            if not entry.collector.may_block:
-                self._collect(entry)
+    def collect_now(self, timeout_s: float = 0.3) -> None:
+        """Let every collector that cannot block collect once more: the last values of a run."""
+        for group in self._groups:
+            if not group.entries[0].collector.may_block:
+                group.done.clear()
+                group.is_asked = True
+                group.wake.set()
+                group.done.wait(timeout_s)
 
-    def _run(self, entries: list[_Entry]) -> None:
-        while not self._stop.is_set():
-            began = time.thread_time_ns()
-            now = time.monotonic()
-            for entry in entries:
-                if entry.due <= now:
-                    self._collect(entry)
-                    # A missed tick is skipped, not made up for: no burst after a suspended process.
-                    entry.due += entry.interval_s
-                    if entry.due <= now:
-                        entry.due = now + entry.interval_s
-            self.cpu_ns += time.thread_time_ns() - began
-            self._stop.wait(max(0.01, min(entry.due for entry in entries) - time.monotonic()))
+    @property
+    def cpu_ns(self) -> int:
+        """CPU time of the sampling threads."""
+        return sum(group.cpu_ns for group in self._groups)
 
     def _collect(self, entry: _Entry) -> None:
         """Collect once, or note why that failed; one bad collector never stops another."""
         readings: list[Reading] = []
-        up, reason = True, ""
+        failure: Exception | None = None
         began = time.monotonic()
         entry.started = began
         try:
             for reading in entry.collector.collect():
                 readings.append(reading)  # noqa: PERF402 - keeps what came before a failure
-        except NoDataError as error:
-            up, reason = False, str(error)
-        except CollectorError as error:
+        except (NoDataError, CollectorError) as error:
             up, reason = False, str(error)
         except Exception as error:  # noqa: BLE001 - the one boundary around collectors
-            up, reason = False, f"{type(error).__name__}: {error}"
+            up, reason, failure = False, f"{type(error).__name__}: {error}", error
             if entry.up is not False:
                 logger.warning("collector %s failed: %s", entry.name, reason)
-            if os.environ.get("GPUMON_STRICT") == "1":
-                raise
-        finally:
-            entry.started = None
-        entry.up, entry.reason = up, reason
+        else:
+            up, reason = True, ""
         now = time.monotonic()
         with self._lock:
+            entry.up, entry.reason, entry.ended, entry.started = up, reason, now, None
             entry.durations.add(now - began)
             for reading in readings:
-                self._store(entry.name, reading, now)
-            if entry.name == self._entries[0].name:
-                self._remember(now)
+                if math.isfinite(reading.value):
+                    self._store(entry, reading, now)
+        if failure is not None and os.environ.get("GPUMON_STRICT") == "1":
+            raise failure
 
-    def _store(self, collector: str, reading: Reading, now: float) -> None:
-        key: Key = (reading.metric.name, tuple(sorted(reading.attributes.items())))
-        series = self._series.get(key)
+    def _store(self, entry: _Entry, reading: Reading, now: float) -> None:
+        labels: Labels = tuple(sorted(reading.attributes.items()))
+        by_labels = self._series.setdefault(reading.metric.name, {})
+        series = by_labels.get(labels)
         if series is None:
-            series = Series(key, reading.metric, reading.attributes, collector=collector, is_ratio=reading.per is not None)
-            self._series[key] = series
-            self._by_metric.setdefault(reading.metric.name, []).append(series)
-            if reading.per is not None:
-                series.first = (reading.value, reading.per)
+            # A ratio's first window begins at its first terms, a gauge's before its first sample.
+            first = _Terms(now, 0.0, 0.0) if reading.per is None else _Terms(now, reading.value, reading.per)
+            series = by_labels[labels] = _Series(reading.metric, reading.attributes, entry, first)
+            series.history.append(first)
+        last = series.now
         if reading.per is not None:
-            series.value, series.per = reading.value, reading.per
+            series.now = _Terms(now, reading.value, reading.per)
         elif reading.metric.kind == "gauge":
-            series.value += reading.value
-            series.per += 1.0
+            series.now = _Terms(now, last.value + reading.value, last.per + 1.0)
+        elif reading.metric.kind == "counter":
+            series.now = _Terms(now, self._counted(series, reading.value), 0.0)
         else:
-            series.value = reading.value
-        series.updated = now
+            series.now = _Terms(now, reading.value, 0.0)
+        if reading.metric.kind == "gauge":
+            series.history.append(series.now)
+            while len(series.history) > 2 and series.history[1].at < now - HISTORY_S:
+                series.history.popleft()
 
-    def _remember(self, now: float) -> None:
-        snapshot = {
-            key: (series.value, series.per) for key, series in self._series.items() if series.metric.kind == "gauge"
-        }
-        self._history.append((now, snapshot))
-        while self._history and self._history[0][0] < now - HISTORY_S:
-            self._history.popleft()
+    def _counted(self, series: _Series, value: float) -> float:
+        """A counter's next value: it never falls, which the SDK would export as a negative delta.
 
-    # -- reading ------------------------------------------------------------------------------------
+        Back near zero the source began anew (a disk that was plugged again, a 32-bit field that ran over),
+        and the count goes on; a little less than before is a source that lost a part.
+        """
+        last = series.now.value
+        if value + series.base < last and value < (last - series.base) / 2:
+            series.base = last
+        return max(last, value + series.base)
+
+    # -- reading --------------------------------------------------------------------------------------
 
     def observe(self, metric: Metric, reader: int) -> Iterator[tuple[float, m.Attributes]]:
         """Yield (value, attributes) of every live series of *metric*.
 
-        A gauge is the mean over the time since *reader* (any number that tells readers apart) last asked.
+        A gauge is the mean over the time since *reader* (any number that tells readers apart) last asked;
+        the last window's mean where it asks more often than the collector collects.
         """
         if metric is m.COLLECTOR_UP:
             yield from self._up()
             return
+        now = time.monotonic()
         with self._lock:
-            now = time.monotonic()
-            live = [series for series in self._by_metric.get(metric.name, ()) if not self._stale(series, now)]
-            if metric.kind != "gauge":
-                yield from [(series.value, series.attributes) for series in live]
-                return
-            mark = self._marks.get((reader, metric.name)) or _Mark()
-            terms: dict[Key, tuple[float, float]] = {}
-            means: dict[Key, float] = {}
-            for series in live:
-                terms[series.key] = (series.value, series.per)
-                if series.updated <= mark.at:
-                    # Exported more often than collected: the last window's mean still stands.
-                    mean = mark.means.get(series.key)
-                    terms[series.key] = mark.terms.get(series.key, series.first)
-                else:
-                    mean = _mean(mark.terms.get(series.key, series.first), terms[series.key])
-                if mean is not None:
-                    means[series.key] = mean
-            self._marks[reader, metric.name] = _Mark(now, terms, means)
-            if len(self._marks) > 4096:  # readers that came and went
-                self._marks = {k: v for k, v in self._marks.items() if v.at > now - 600}
-            values = [(means[series.key], series.attributes) for series in live if series.key in means]
-        yield from values
+            live = [
+                series for series in self._series.get(metric.name, {}).values() if not series.is_stale(now)
+            ]
+            if metric.kind == "gauge":
+                values = [(_window_mean(series, reader), series.attributes) for series in live]
+            else:
+                values = [(series.now.value, series.attributes) for series in live]
+        for value, attributes in values:
+            if value is not None:
+                yield value, attributes
 
-    def between(self, metric: Metric, begin_s: float, end_s: float) -> dict[tuple[tuple[str, m.AttributeValue], ...], float]:
-        """Mean of *metric* over a span of `time.monotonic()`, by attributes; empty where nothing is known.
+    def between(self, metric: Metric, begin_s: float, end_s: float) -> dict[Labels, float]:
+        """Mean of the gauge *metric* over a span of `time.monotonic()`; without what is not known.
 
-        Takes the last snapshot before the span and the first one after it, so a span shorter than the
+        Takes the last reading before the span and the first one after it, so a span shorter than the
         collector's interval still has a value.
         """
-        with self._lock:
-            history = list(self._history)
-        before: dict[Key, tuple[float, float]] = {}
-        after: dict[Key, tuple[float, float]] = {}
-        for at, snapshot in history:
-            if at <= begin_s:
-                before = snapshot
-            after = snapshot
-            if at >= end_s:
-                break
         means = {}
-        for key, end in after.items():
-            if key[0] == metric.name:
-                mean = _mean(before.get(key, self._series[key].first), end)
-                if mean is not None:
-                    means[key[1]] = mean
+        with self._lock:
+            for labels, series in self._series.get(metric.name, {}).items():
+                before = after = series.history[0] if series.history else series.now
+                for terms in series.history:
+                    if terms.at <= begin_s:
+                        before = terms
+                    after = terms
+                    if terms.at >= end_s:
+                        break
+                if (mean := _mean(before, after)) is not None:
+                    means[labels] = mean
         return means
 
     def durations(self) -> Iterable[tuple[str, Buckets]]:
@@ -250,27 +250,68 @@ class Sampler:
 
     def state(self) -> Iterable[tuple[str, bool | None, str]]:
         """(collector, up, reason); up is None before its first collection ended."""
-        return [(entry.name, entry.up, entry.reason) for entry in self._entries]
+        return [self._state(entry) for entry in self._entries]
 
     def _up(self) -> Iterator[tuple[float, m.Attributes]]:
+        for name, up, reason in self.state():
+            if up is not None:
+                yield float(up), {m.COLLECTOR: name, **({m.REASON: reason} if reason else {})}
+
+    def _state(self, entry: _Entry) -> tuple[str, bool | None, str]:
+        limit_s = max(self._hang_s, STALE_INTERVALS * entry.interval_s)
         now = time.monotonic()
-        for entry in self._entries:
-            started = entry.started
-            if started is not None and now - started > max(10.0, STALE_INTERVALS * entry.interval_s):
-                yield 0.0, {m.COLLECTOR: entry.name, m.REASON: "no answer: the call hangs"}
-            elif entry.up is not None:
-                reason = {} if entry.up else {m.REASON: entry.reason}
-                yield float(entry.up), {m.COLLECTOR: entry.name, **reason}
-
-    def _stale(self, series: Series, now: float) -> bool:
-        for entry in self._entries:
-            if entry.name == series.collector:
-                return now - series.updated > STALE_INTERVALS * entry.interval_s + 1.0
-        return True
+        started = entry.started
+        if started is not None:
+            if now - started > limit_s:
+                return entry.name, False, "no answer: the call hangs"
+        elif entry.up and now - entry.ended > limit_s:
+            return entry.name, False, "not collected: another collector hangs"
+        return entry.name, entry.up, entry.reason
 
 
-def _mean(begin: tuple[float, float], end: tuple[float, float]) -> float | None:
-    per = end[1] - begin[1]
+class _Group:
+    """Collectors that share a thread."""
+
+    def __init__(self, sampler: Sampler, entries: list[_Entry]) -> None:
+        self.entries = entries
+        self.cpu_ns = 0
+        self.is_asked = False  # `collect_now` waits for a round
+        self.wake, self.done = threading.Event(), threading.Event()
+        self._sampler = sampler
+        self.thread = threading.Thread(target=self._run, name=f"gpumon-{entries[0].name}", daemon=True)
+
+    def _run(self) -> None:
+        while not self._sampler._stop.is_set():
+            is_asked, self.is_asked = self.is_asked, False
+            now = time.monotonic()
+            for entry in self.entries:
+                if is_asked or entry.due <= now:
+                    self._sampler._collect(entry)
+                    # A missed tick is skipped, not made up for: no burst after a suspended process.
+                    entry.due += entry.interval_s
+                    if entry.due <= now:
+                        entry.due = now + entry.interval_s
+            self.cpu_ns = time.thread_time_ns()
+            if is_asked:
+                self.done.set()
+            self.wake.wait(max(0.01, min(entry.due for entry in self.entries) - time.monotonic()))
+            self.wake.clear()
+
+
+def _window_mean(series: _Series, reader: int) -> float | None:
+    mark = series.marks.pop(reader, None)
+    if mark is None:
+        if len(series.marks) >= MAX_READERS:
+            del series.marks[next(iter(series.marks))]
+        mark = _Mark(series.now, _mean(series.history[0], series.now))
+    elif series.now.at > mark.terms.at:
+        mark = _Mark(series.now, _mean(mark.terms, series.now))
+    series.marks[reader] = mark  # last in order: asked most recently
+    return mark.mean
+
+
+def _mean(begin: _Terms, end: _Terms) -> float | None:
+    per = end.per - begin.per
     if per <= 0:
         return None
-    return (end[0] - begin[0]) / per
+    return (end.value - begin.value) / per

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from opentelemetry.sdk.metrics.export import (
@@ -30,18 +30,15 @@ def metrics_line(data: MetricsData) -> str:
     return _dump(
         {
             "resourceMetrics": [
-                {
-                    "resource": {"attributes": attributes(item.resource.attributes)},
-                    "scopeMetrics": [
-                        {
-                            "scope": _scope(scoped.scope),
-                            "metrics": [_metric(metric) for metric in scoped.metrics],
-                            **({"schemaUrl": scoped.schema_url} if scoped.schema_url else {}),
-                        }
-                        for scoped in item.scope_metrics
-                    ],
-                    **({"schemaUrl": item.schema_url} if item.schema_url else {}),
-                }
+                _resource(
+                    item.resource,
+                    {
+                        "scopeMetrics": [
+                            _scope(scoped.scope, {"metrics": [_metric(metric) for metric in scoped.metrics]})
+                            for scoped in item.scope_metrics
+                        ]
+                    },
+                )
                 for item in data.resource_metrics
             ]
         }
@@ -50,45 +47,45 @@ def metrics_line(data: MetricsData) -> str:
 
 def spans_line(spans: Sequence[ReadableSpan]) -> str:
     """One line of a traces file: an ExportTraceServiceRequest; spans grouped by resource and scope."""
-    resources: dict[int, tuple[Any, dict[int, tuple[Any, list[dict[str, Any]]]]]] = {}
-    for span in spans:
-        _, scopes = resources.setdefault(id(span.resource), (span.resource, {}))
-        scopes.setdefault(id(span.instrumentation_scope), (span.instrumentation_scope, []))[1].append(_span(span))
-    return _dump(
-        {
-            "resourceSpans": [
-                {
-                    "resource": {"attributes": attributes(resource.attributes)},
-                    "scopeSpans": [
-                        {
-                            "scope": _scope(scope),
-                            "spans": encoded,
-                            **({"schemaUrl": scope.schema_url} if scope and scope.schema_url else {}),
-                        }
-                        for scope, encoded in scopes.values()
-                    ],
-                }
-                for resource, scopes in resources.values()
-            ]
-        }
-    )
+    return _dump({"resourceSpans": _grouped(spans, "scopeSpans", "spans", _span)})
 
 
 def logs_line(records: Sequence[Any]) -> str:
     """One line of a logs file: an ExportLogsServiceRequest of the SDK's readable log records."""
     return _dump(
-        {
-            "resourceLogs": [
-                {
-                    "resource": {"attributes": attributes(record.resource.attributes)},
-                    "scopeLogs": [
-                        {"scope": _scope(record.instrumentation_scope), "logRecords": [_log(record.log_record)]}
-                    ],
-                }
-                for record in records
-            ]
-        }
+        {"resourceLogs": _grouped(records, "scopeLogs", "logRecords", lambda item: _log(item.log_record))}
     )
+
+
+def _grouped(
+    items: Sequence[Any], scopes_key: str, items_key: str, encode: Callable[[Any], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    resources: dict[Any, dict[Any, list[dict[str, Any]]]] = {}
+    for item in items:
+        scopes = resources.setdefault(item.resource, {})
+        scopes.setdefault(item.instrumentation_scope, []).append(encode(item))
+    return [
+        _resource(
+            resource,
+            {scopes_key: [_scope(scope, {items_key: encoded}) for scope, encoded in scopes.items()]},
+        )
+        for resource, scopes in resources.items()
+    ]
+
+
+def _resource(resource: Any, content: dict[str, Any]) -> dict[str, Any]:
+    schema = {"schemaUrl": resource.schema_url} if resource.schema_url else {}
+    return {"resource": {"attributes": attributes(resource.attributes)}, **content, **schema}
+
+
+def _scope(scope: Any, content: dict[str, Any]) -> dict[str, Any]:
+    encoded: dict[str, Any] = {"name": scope.name} if scope else {}
+    if scope and scope.version:
+        encoded["version"] = scope.version
+    if scope and scope.attributes:
+        encoded["attributes"] = attributes(scope.attributes)
+    schema = {"schemaUrl": scope.schema_url} if scope and scope.schema_url else {}
+    return {"scope": encoded, **content, **schema}
 
 
 def attributes(given: Mapping[str, Any] | None) -> list[dict[str, Any]]:
@@ -120,17 +117,6 @@ def _double(value: float) -> float | str:
     if math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
-
-
-def _scope(scope: Any) -> dict[str, Any]:
-    if scope is None:
-        return {}
-    encoded: dict[str, Any] = {"name": scope.name}
-    if scope.version:
-        encoded["version"] = scope.version
-    if scope.attributes:
-        encoded["attributes"] = attributes(scope.attributes)
-    return encoded
 
 
 def _metric(metric: Any) -> dict[str, Any]:
@@ -212,7 +198,10 @@ def _exponential(point: Any) -> dict[str, Any]:
     encoded.update(count=str(point.count), sum=point.sum, scale=point.scale, zeroCount=str(point.zero_count))
     for side in ("positive", "negative"):
         buckets = getattr(point, side)
-        encoded[side] = {"offset": buckets.offset, "bucketCounts": [str(count) for count in buckets.bucket_counts]}
+        encoded[side] = {
+            "offset": buckets.offset,
+            "bucketCounts": [str(count) for count in buckets.bucket_counts],
+        }
     if point.count:
         encoded["min"], encoded["max"] = point.min, point.max
     return encoded
@@ -239,7 +228,11 @@ def _span(span: ReadableSpan) -> dict[str, Any]:
         encoded["attributes"] = attributes(span.attributes)
     if span.events:
         encoded["events"] = [
-            {"timeUnixNano": str(event.timestamp), "name": event.name, "attributes": attributes(event.attributes)}
+            {
+                "timeUnixNano": str(event.timestamp),
+                "name": event.name,
+                "attributes": attributes(event.attributes),
+            }
             for event in span.events
         ]
     if span.links:

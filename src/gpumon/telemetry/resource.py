@@ -11,11 +11,17 @@ from typing import Any
 
 from opentelemetry.sdk.resources import Resource
 
-JOB_ID_VARIABLES = ("GPUMON_JOB_ID", "RAY_JOB_ID", "TORCHELASTIC_RUN_ID", "KUBEFLOW_TRAINING_JOB_ID", "SLURM_JOB_ID")
+JOB_ID_VARIABLES = (
+    "GPUMON_JOB_ID",
+    "RAY_JOB_ID",
+    "TORCHELASTIC_RUN_ID",
+    "KUBEFLOW_TRAINING_JOB_ID",
+    "SLURM_JOB_ID",
+)
 _RANK_VARIABLES = {
     "gpumon.rank": ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK"),
     "gpumon.local_rank": ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK"),
-    "gpumon.world_size": ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"),
+    "gpumon.world_size": ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"),
 }
 
 
@@ -23,8 +29,7 @@ def ranks(environment: Mapping[str, str] | None = None) -> dict[str, int]:
     """`gpumon.rank`, `gpumon.local_rank` and `gpumon.world_size`; 0, 0 and 1 outside of a distributed job."""
     environment = os.environ if environment is None else environment
     values = {"gpumon.rank": 0, "gpumon.local_rank": 0, "gpumon.world_size": 1}
-    # Slurm sets its variables in every shell of an allocation; without a rank of the framework's they
-    # count only where a step of several tasks runs.
+    # Not SLURM_NTASKS: it stands in every shell of an allocation, also around one plain `python train.py`.
     for name, variables in _RANK_VARIABLES.items():
         for variable in variables:
             if (text := environment.get(variable, "")).isdigit():

@@ -2,29 +2,9 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from dataclasses import dataclass, field
 
-from gpumon.metrics import DURATION_BOUNDS
-
-
-@dataclass(slots=True)
-class Buckets:
-    """A cumulative histogram over `DURATION_BOUNDS`, in seconds; count and sum per bucket."""
-
-    min_s: float = float("inf")
-    max_s: float = 0.0
-    counts: list[int] = field(default_factory=lambda: [0] * (len(DURATION_BOUNDS) + 1))
-    sums: list[float] = field(default_factory=lambda: [0.0] * (len(DURATION_BOUNDS) + 1))
-
-    def add(self, seconds: float) -> None:
-        index = bisect_left(DURATION_BOUNDS, seconds)
-        self.counts[index] += 1
-        self.sums[index] += seconds
-        if seconds < self.min_s:
-            self.min_s = seconds
-        if seconds > self.max_s:
-            self.max_s = seconds
+from gpumon.buckets import Buckets as Buckets  # re-exported
 
 
 @dataclass(slots=True)
@@ -82,3 +62,21 @@ class Step:
     assumed: bool = False
     keep_reason: str = "sampled"  # slow, failed, first_of_epoch, sampled
     fetches: list[tuple[int, int, int]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class FetchTotals:
+    """Sums over all fetches of batches; who fetched is a DataLoader's worker id, -1 the training thread.
+
+    `time_s` is keyed (account, device, worker id, call, file system), "" where that says nothing: each second
+    of a fetch is in exactly one account, so that the accounts add up to the fetches' wall time.
+    `read_bytes` is keyed by device, "" where unknown. `handover_s` is the part of waits after the batch was
+    ready in its worker, without the first batches of epochs.
+    """
+
+    count: dict[int, int] = field(default_factory=dict)
+    time_s: dict[tuple[str, str, int, str, str], float] = field(default_factory=dict)
+    read_bytes: dict[str, int] = field(default_factory=dict)
+    ready_age: Buckets = field(default_factory=Buckets)
+    handover_s: float = 0.0
+    lost: int = 0

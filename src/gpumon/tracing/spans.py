@@ -6,7 +6,7 @@ Only the OpenTelemetry API is used here, so the same code serves our providers a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from opentelemetry.context import Context
@@ -23,10 +23,13 @@ Window = Callable[[int, int], Mapping[str, Any]]
 """Device readings between two `perf_counter_ns`, as `gpumon.window.*` attributes."""
 
 
-class Clock:
-    """Turns `time.perf_counter_ns()` into nanoseconds since the epoch, with one offset per process.
+Destinations = Callable[[], Iterable[tuple[Tracer, Mapping[str, Any]]]]
 
-    One offset, so that a step's children lie within it also when the wall clock is adjusted.
+
+class Clock:
+    """Turns `time.perf_counter_ns()` into nanoseconds since the epoch.
+
+    The offset changes only in `sync`, between spans, so that a step's children lie within it.
     """
 
     def __init__(self) -> None:
@@ -35,9 +38,18 @@ class Clock:
     def wall(self, perf_ns: int) -> int:
         return perf_ns + self._offset
 
+    def sync(self) -> None:
+        """Follow the wall clock where it was set, or the machine slept."""
+        offset = time.time_ns() - time.perf_counter_ns()
+        if abs(offset - self._offset) > 50_000_000:  # more than a preemption between the two reads
+            self._offset = offset
 
-def emit_step(tracer: Tracer, step: Step, clock: Clock, window: Mapping[str, Any], extra: Mapping[str, Any]) -> Span:
+
+def emit_step(
+    tracer: Tracer, step: Step, clock: Clock, window: Mapping[str, Any], extra: Mapping[str, Any]
+) -> Span:
     """End one root span `<stage>.step` with a child per part of the step; returns the root."""
+    clock.sync()
     attributes: dict[str, Any] = {
         "gpumon.step.number": step.number,
         "gpumon.stage": step.stage,
@@ -82,20 +94,25 @@ def emit_step(tracer: Tracer, step: Step, clock: Clock, window: Mapping[str, Any
 class RunSpan:
     """`train.run`: what this process did since the last rotation."""
 
-    def __init__(self, tracer: Tracer, clock: Clock, extra: Mapping[str, Any]) -> None:
-        self._tracer, self._clock, self._extra = tracer, clock, extra
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self._begin = time.perf_counter_ns()
 
-    def rotate(self, counts: Mapping[str, Any], *, force: bool = False) -> None:
-        """End the span when its time has come (or *force*), with *counts* as attributes, and begin the next."""
+    def rotate(self, destinations: Destinations, counts: Mapping[str, Any], *, force: bool = False) -> None:
+        """End the span when its time has come (or *force*), with *counts* as attributes, and begin the next.
+
+        *destinations* is asked only then: every tracer, and the attributes that its spans carry there.
+        """
         now = time.perf_counter_ns()
         if not force and now - self._begin < RUN_SPAN_S * 1e9:
             return
-        span = self._tracer.start_span(
-            "train.run",
-            context=Context(),
-            attributes={**self._extra, **counts},
-            start_time=self._clock.wall(self._begin),
-        )
-        span.end(self._clock.wall(now))
+        self._clock.sync()
+        for tracer, extra in destinations():
+            span = tracer.start_span(
+                "train.run",
+                context=Context(),
+                attributes={**extra, **counts},
+                start_time=self._clock.wall(self._begin),
+            )
+            span.end(self._clock.wall(now))
         self._begin = now

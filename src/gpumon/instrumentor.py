@@ -1,0 +1,245 @@
+"""In-process mode: puts the parts together for one process, and takes them apart again.
+
+    training thread ─ stamps ─> StepTracer ─┐
+    loader workers ─ accounts ─> FetchAccounts ─┤ one background thread folds, four times a second
+    devices ─> collectors ─> Sampler ─┤
+                                      └─> instruments and spans ─> Output (the application's providers, or ours)
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
+
+from gpumon import metrics as m
+from gpumon.collectors.base import registered
+from gpumon.config import Config
+from gpumon.integrations import torch as torch_integration
+from gpumon.integrations import torch_workers
+from gpumon.metrics import Attributes, Metric
+from gpumon.sampler import Sampler
+from gpumon.system.datasets import DATASETS
+from gpumon.system.storage import StorageMap
+from gpumon.telemetry.instruments import HUB
+from gpumon.telemetry.output import Output
+from gpumon.tracing import manual
+from gpumon.tracing.accounts import FetchAccounts
+from gpumon.tracing.guard import guard
+from gpumon.tracing.readings import TrainingReadings
+from gpumon.tracing.records import Buckets, Step
+from gpumon.tracing.spans import Clock, RunSpan, emit_step
+from gpumon.tracing.steps import StepTracer
+
+logger = logging.getLogger(__name__)
+
+FOLD_S = 0.25
+SETTLE_S = 1.25
+"""A kept step's span waits this long for the device readings of its own window (disks: every second)."""
+
+
+class GpumonInstrumentor(BaseInstrumentor):  # type: ignore[misc]
+    """What `gpumon.instrument()` and `opentelemetry-instrument` call."""
+
+    configuration = Config  # the options of OpenTelemetry's declarative configuration
+    _recording: Recording | None = None
+
+    def instrumentation_dependencies(self) -> Collection[str]:
+        return ()
+
+    def _instrument(self, **options: Any) -> None:
+        if is_helper_process():
+            logger.debug("a helper process of multiprocessing: nothing to record")
+            return
+        providers = {name: options.pop(name, None) for name in ("tracer_provider", "meter_provider", "logger_provider")}
+        known = Config.__dataclass_fields__
+        config = Config.load(**{name: value for name, value in options.items() if name in known})
+        with guard("instrument"):
+            recording = Recording(config, **providers)
+            if recording.is_wanted:
+                recording.start()
+                self._recording = recording
+
+    def _uninstrument(self, **_: Any) -> None:
+        recording, self._recording = self._recording, None
+        if recording is not None:
+            with guard("uninstrument"):
+                recording.stop()
+
+
+def is_helper_process(argv: Iterable[str] | None = None) -> bool:
+    """Whether this interpreter only serves another one: a spawn worker, forkserver or resource tracker."""
+    line = " ".join(sys.orig_argv if argv is None else argv)
+    return any(mark in line for mark in ("multiprocessing.resource_tracker", "multiprocessing.spawn", "multiprocessing.forkserver", "--multiprocessing-fork"))
+
+
+class Recording:
+    """One process' recording, from `start` to `stop`."""
+
+    def __init__(self, config: Config, **providers: Any) -> None:
+        self._config = config
+        self._pid = os.getpid()
+        self._tracer = StepTracer(keep=config.spans)
+        self._accounts = FetchAccounts(self._tracer, StorageMap())
+        self._training = TrainingReadings(self._tracer, self._accounts)
+        self._sampler: Sampler | None = None
+        self._clock = Clock()
+        self._settling: deque[Step] = deque()
+        self._folding = threading.Lock()
+        self._folded = 0.0
+        self._cpu_ns = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="gpumon-fold", daemon=True)
+        self._output = Output.open(config, histograms=self._histograms, before_collect=self._fold, **providers)
+        self._run_span = RunSpan(self._clock)
+
+    @property
+    def is_wanted(self) -> bool:
+        return not self._output.is_disabled
+
+    def start(self) -> None:
+        for path in self._config.data_paths:
+            DATASETS.add_path(path)
+        self._tracer.on_iterator.append(self._on_iterator)
+        manual.use(self._tracer)
+        torch_integration.instrument(self._tracer)
+        self._accounts.start()  # before any worker: they write into its folder
+        torch_workers.instrument(self._accounts)
+        HUB.attach(self._observe)
+        atexit.register(self._at_exit)
+        self._output.start()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Restore what was patched, write what is left; never takes longer than 3 s."""
+        atexit.unregister(self._at_exit)
+        torch_workers.uninstrument()
+        torch_integration.uninstrument()
+        manual.use(None)
+        self._finish()
+        HUB.detach()
+
+    def _at_exit(self) -> None:
+        with guard("exit"):
+            self._finish()
+
+    def _finish(self) -> None:
+        if os.getpid() != self._pid:
+            return
+        self._stop.set()
+        self._thread.join(timeout=0.5)
+        self._tracer.finish()
+        self._accounts.stop()
+        if self._sampler is not None:
+            self._sampler.collect_now()
+        self._fold(last=True)
+        self._output.close()
+        if self._sampler is not None:
+            self._sampler.stop()
+
+    # -- background thread ----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stop.wait(FOLD_S):
+            if self._sampler is None and self._output.is_listening:
+                with guard("sampler"):
+                    self._sampler = make_sampler(self._config)
+                    self._sampler.start()
+            self._fold()
+
+    def _fold(self, *, last: bool = False) -> None:
+        """Fold what the training stored since, and end the spans of the steps that were kept."""
+        with self._folding, guard("fold"):
+            began = time.thread_time_ns()
+            self._folded = time.monotonic()
+            self._tracer.drain()
+            self._accounts.poll(self._tracer.take_fetches())
+            self._settling.extend(self._tracer.take_kept())
+            until = time.perf_counter_ns() - int(SETTLE_S * 1e9)
+            while self._settling and (last or self._settling[0].end_ns < until):
+                step = self._settling.popleft()
+                window = self._window(step.begin_ns / 1e9, step.end_ns / 1e9)
+                for tracer, extra in self._output.tracers():
+                    emit_step(tracer, step, self._clock, window, extra)
+            train = self._tracer.totals.stages.get("train")
+            self._run_span.rotate(self._output.tracers, {"gpumon.run.steps": train.steps if train else 0}, force=last)
+            self._cpu_ns += time.thread_time_ns() - began
+
+    def _window(self, begin_s: float, end_s: float) -> dict[str, Any]:
+        """The readings of the devices while a step ran, of the disk that holds the data set first of all."""
+        if self._sampler is None:
+            return {}
+        between = self._sampler.between
+        attributes: dict[str, Any] = {}
+        device = next((storage.device for storage in DATASETS.storages() if storage.device), None)
+        if device:
+            attributes["gpumon.window.disk.device"] = device
+            at = {m.SYSTEM_DEVICE: device}
+            for name, metric, where in (
+                ("await", m.DISK_AWAIT, {**at, m.DISK_IO_DIRECTION: "read"}),
+                ("utilization", m.DISK_UTILIZATION, at),
+            ):
+                if (value := between(metric, begin_s, end_s).get(tuple(sorted(where.items())))) is not None:
+                    attributes[f"gpumon.window.disk.{name}"] = value
+        for key, value in between(m.PRESSURE_STALL_RATIO, begin_s, end_s).items():
+            if ("gpumon.pressure.resource", "io") in key and (m.PRESSURE_KIND, "some") in key:
+                attributes["gpumon.window.io.pressure"] = value
+        if gpus := list(between(m.GPU_UTILIZATION, begin_s, end_s).values()):
+            attributes["gpumon.window.gpu.utilization"] = sum(gpus) / len(gpus)
+        return attributes
+
+    # -- training thread ------------------------------------------------------------------------------
+
+    def _on_iterator(self, loader: Any, serial: int) -> None:
+        """A loader is about to start its workers: the last moment at which its disk is at rest."""
+        dataset = getattr(loader, "dataset", None)
+        if dataset is not None:
+            DATASETS.discover(dataset)
+
+    # -- instruments ----------------------------------------------------------------------------------
+
+    def _observe(self, metric: Metric, reader: int) -> Iterator[tuple[float, Attributes]]:
+        # A reader of the application's that collects at its own exit has no fold before it.
+        if time.monotonic() - self._folded > FOLD_S and self._folding.acquire(blocking=False):
+            try:
+                self._tracer.drain()
+            finally:
+                self._folding.release()
+        if metric is m.OVERHEAD_TIME:
+            yield self._background_cpu_s(), {m.OVERHEAD: "background"}
+        elif metric is m.SPANS_DROPPED:
+            yield from self._output.spans_dropped()
+        elif metric is m.EXPORT_DROPPED:
+            yield from self._output.dropped()
+        elif (values := self._training.observe(metric, reader)) is not None:
+            yield from values
+        elif self._sampler is not None:
+            yield from self._sampler.observe(metric, reader)
+
+    def _histograms(self) -> Iterator[tuple[Metric, Attributes, Buckets]]:
+        yield from self._training.histograms()
+        if self._sampler is not None:
+            for name, buckets in self._sampler.durations():
+                yield m.COLLECTOR_DURATION, {m.COLLECTOR: name}, buckets
+
+    def _background_cpu_s(self) -> float:
+        sampled = self._sampler.cpu_ns if self._sampler else 0
+        return (self._cpu_ns + sampled + self._accounts.cpu_ns + self._output.cpu_ns) / 1e9
+
+
+def make_sampler(config: Config) -> Sampler:
+    """All collectors, or the ones that were asked for."""
+    factories: Mapping[str, Callable[[Config], Any]] = registered()
+    names = factories if config.collectors is None else config.collectors
+    for name in names:
+        if name not in factories:
+            logger.warning("no collector %r; there are %s", name, ", ".join(sorted(factories)))
+    return Sampler({name: factories[name](config) for name in names if name in factories}, config.intervals)

@@ -1,0 +1,360 @@
+"""Where this process' signals go: the one place that decides between the application's providers and ours.
+
+Signal by signal (traces, metrics, logs):
+
+1. A provider that was given as an argument, or that the application set as the global one, is used; nothing
+   of the application's is ever replaced. That holds also when it is set later: our instruments wait on the
+   API's proxies, and whatever of ours had begun for that signal ends.
+2. Otherwise our own providers (never set as global) export to what `export` says:
+
+   | `export` | |
+   |---|---|
+   | `auto` | `file` where a run directory is named, else `otlp` where an endpoint is, else `file` |
+   | `otlp` | OTLP, http/protobuf unless `OTEL_EXPORTER_OTLP_PROTOCOL` says grpc |
+   | `file` | the run directory: the named one, or a new one under `gpumon-runs/` |
+   | `none` | nothing |
+
+A run directory that was asked for (`file`, or one that is named) is written beside the application's
+providers too: they cannot write it. With `auto` ours begins only when there is something to record (a step,
+or 30 s of life, or the exit), so an application that sets its providers first never sees a directory of ours.
+`OTEL_SDK_DISABLED` switches everything off; `OTEL_<SIGNAL>_EXPORTER=none` one signal of ours.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from opentelemetry import _logs, metrics, trace
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+
+from gpumon import metrics as m
+from gpumon.config import Config
+from gpumon.metrics import Attributes
+from gpumon.telemetry.export import SIGNALS, Export
+from gpumon.telemetry.files import RunFiles
+from gpumon.telemetry.histograms import SdkHistograms
+from gpumon.telemetry.instruments import HUB, HistogramSource
+from gpumon.telemetry.reader import Reader
+from gpumon.telemetry.resource import job_id, ranks, resource, run_attributes, service_name
+from gpumon.telemetry.run_json import join_run, leave_run, new_run_id, run_name, shared_run_name
+from gpumon.telemetry.sinks import FileSink, OtlpSink, Sink, otlp_named, otlp_place
+from gpumon.version import __version__
+
+logger = logging.getLogger(__name__)
+
+RUNS = "gpumon-runs"
+EARLY_INTERVAL_S, EARLY_S, INTERVAL_S = 1.0, 300.0, 10.0
+GRACE_S = 30.0
+EXIT_S = 2.0
+"""The exit may wait 3 s for all of gpumon."""
+
+TAKEN_OVER = (
+    "The application set OpenTelemetry providers of its own while it ran: they get the signals since."
+)
+
+Destinations = list[tuple[trace.Tracer, Attributes]]
+
+
+class Output:
+    """One process' way out. `open`, `start`, and `close` when the process ends.
+
+    `before_collect` is called in the export thread before everything is read. Where the application's
+    readers collect, nothing is called before: what they read must be no older than the caller likes.
+    """
+
+    @classmethod
+    def open(
+        cls,
+        config: Config,
+        *,
+        histograms: HistogramSource,
+        before_collect: Callable[[], None],
+        tracer_provider: Any = None,
+        meter_provider: Any = None,
+        logger_provider: Any = None,
+    ) -> Output:
+        """Decide, and create the instruments; writes nothing yet and starts no thread."""
+        given = {"traces": tracer_provider, "metrics": meter_provider, "logs": logger_provider}
+        return cls(config, histograms, before_collect, given)
+
+    def __init__(
+        self,
+        config: Config,
+        histograms: HistogramSource,
+        before_collect: Callable[[], None],
+        given: dict[str, Any],
+    ) -> None:
+        self.service = service_name(config.service_name)
+        self.is_disabled = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+        self.run_dir: Path | None = None  # known once something is written there
+        self.run_id, self._planned = _plan(config, self.service)
+        self.cpu_ns = 0  # CPU time of the export thread
+        self._config = config
+        self._kind = _kind(config)
+        self._is_asked_for = config.export == "file" or (self._kind == "file" and config.run_dir is not None)
+        self._source = histograms
+        self._before_collect = before_collect
+        self._given = given
+        self._applications = _Applications(given, histograms) if not self.is_disabled else None
+        self._ours = {signal for signal in SIGNALS if _is_wanted(signal)}
+        self._own: Export | None = None
+        self._own_tracer: trace.Tracer | None = None
+        self._opening = threading.Lock()
+        self._failed: str | None = None
+        self._began = time.monotonic()
+        self._interval_s = _interval_from_environment()
+        self._wake = threading.Event()
+        self._closing = False
+        self._pid = os.getpid()
+        self._thread = threading.Thread(target=self._run, name="gpumon-export", daemon=True)
+        HUB.attributes = run_attributes(self.run_id)
+
+    # -- for the instrumentor -------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the export thread."""
+        if not self.is_disabled:
+            self._thread.start()
+
+    def close(self) -> bool:
+        """Write what is left and end; gives up after `EXIT_S`. Returns whether all of it was written."""
+        if os.getpid() != self._pid or not self._thread.is_alive():
+            return False
+        self._closing = True
+        self._wake.set()
+        self._thread.join(EXIT_S)
+        return not self._thread.is_alive() and not any(self._unwritten().values())
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether anyone takes signals now; false costs nothing: no need to read a device."""
+        return self._applications is not None and (self._kind != "none" or self._applications.any_set())
+
+    def tracers(self) -> Destinations:
+        """Every tracer to end spans with, and the attributes that they carry there; none, one or two.
+
+        Asking begins our own export when it is its turn: ask only with a span at hand.
+        """
+        if self._applications is None or os.getpid() != self._pid:
+            return []
+        found: Destinations = []
+        if self._applications.is_set("traces"):
+            found.append((self._applications.tracer, HUB.attributes))
+        if self._is_ours("traces") and self._begin_own() is not None and self._own_tracer is not None:
+            found.append((self._own_tracer, {}))
+        return found
+
+    def event(
+        self, name: str, body: str, attributes: Attributes | None = None, *, is_warning: bool = False
+    ) -> None:
+        """Emit a log record with an event name."""
+        if self._applications is None or os.getpid() != self._pid:
+            return
+        targets: list[tuple[Any, Attributes]] = []
+        if self._applications.is_set("logs"):
+            targets.append((self._applications.logger, HUB.attributes))
+        if self._is_ours("logs") and (own := self._begin_own()) is not None:
+            targets.append((_logger(own.logger_provider), {}))
+        for target, extra in targets:
+            record = _logs.LogRecord(
+                timestamp=time.time_ns(),
+                severity_number=_logs.SeverityNumber.WARN if is_warning else _logs.SeverityNumber.INFO,
+                body=body,
+                attributes={**(attributes or {}), **extra},
+                event_name=name,
+            )
+            target.emit(record)
+
+    def spans_dropped(self) -> Iterator[tuple[float, Attributes]]:
+        """Values of `gpumon.spans.dropped`."""
+        if self._own is not None:
+            yield float(self._own.spans_dropped), {m.REASON: "buffer_full"}
+
+    def dropped(self) -> Iterator[tuple[float, Attributes]]:
+        """Values of `gpumon.export.dropped`."""
+        if self._own is not None:
+            for signal, count in self._own.dropped.items():
+                yield float(count), {m.SIGNAL: signal}
+
+    # -- the choice -----------------------------------------------------------------------------------
+
+    def _is_ours(self, signal: str) -> bool:
+        """Whether our own export takes *signal* now."""
+        if self._kind == "none" or signal not in self._ours or self._applications is None:
+            return False
+        if self._is_asked_for or signal != "logs":
+            return self._is_asked_for or not self._applications.is_set(signal)
+        # Events go along with the rest; alone they are no reason for an export of ours.
+        return not self._applications.is_set("logs") and (self._is_ours("traces") or self._is_ours("metrics"))
+
+    def _begin_own(self) -> Export | None:
+        """Our own export, begun on the first call; None where it cannot be, which is said once."""
+        with self._opening:
+            if self._own is None:
+                try:
+                    self._own = self._open_own()
+                except OSError as error:
+                    if self._failed is None:
+                        logger.warning("gpumon cannot write its run directory: %s; set GPUMON_RUN_DIR", error)
+                    self._failed = str(error)
+            return self._own
+
+    def _open_own(self) -> Export:
+        rank = ranks()["gpumon.rank"]
+        sink: Sink
+        if self._kind == "file":
+            self.run_dir, self.run_id = join_run(self._planned, self.run_id, self.service, rank)
+            HUB.attributes = run_attributes(self.run_id)
+            sink = FileSink(RunFiles(self.run_dir, rank))
+        else:
+            sink = OtlpSink(self._config.endpoint)
+        described = resource(self.service, self.run_id)
+        own = Export(described, sink, Reader(self._source, described, for_otlp=self._kind == "otlp"))
+        HUB.instrument(own.meter_provider, is_own=True)
+        self._own_tracer = own.tracer_provider.get_tracer(m.SCOPE, __version__, m.SCHEMA_URL)
+        return own
+
+    def _is_time(self) -> bool:
+        """Whether our own export should begin by now, if it is ours to do."""
+        if self._is_asked_for or self._closing or time.monotonic() - self._began > GRACE_S:
+            return True
+        return any(metric is m.STEP_DURATION and any(buckets.counts) for metric, _, buckets in self._source())
+
+    # -- export thread --------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        due = self._began + self._interval()
+        failures = 0
+        with suppress_instrumentation():  # of the requests that carry our own export
+            while True:
+                closing = self._wake.wait(max(0.0, due - time.monotonic()))
+                began = time.thread_time_ns()
+                try:
+                    self._export(closing)
+                except Exception:  # export must never end the training
+                    failures += 1
+                    log = logger.warning if failures == 1 else logger.debug
+                    log("gpumon export failed", exc_info=True)
+                    if os.environ.get("GPUMON_STRICT") == "1":
+                        raise
+                self.cpu_ns += time.thread_time_ns() - began
+                if closing:
+                    return
+                due = max(due + self._interval(), time.monotonic())
+
+    def _interval(self) -> float:
+        if self._interval_s is not None:
+            return self._interval_s
+        return EARLY_INTERVAL_S if time.monotonic() - self._began < EARLY_S else INTERVAL_S
+
+    def _export(self, closing: bool) -> None:
+        self._before_collect()
+        assert self._applications is not None
+        self._applications.record()
+        own = self._own
+        if any(self._is_ours(signal) for signal in SIGNALS):
+            if own is None and self._is_time():
+                own = self._begin_own()
+            if own is not None:
+                own.collect(metrics=self._is_ours("metrics"))
+                self._flush(own)
+        elif own is not None and not closing:
+            self._stop_own(own, TAKEN_OVER)
+        if closing and own is not None:
+            self._stop_own(own)
+
+    def _flush(self, own: Export) -> None:
+        if own.flush():
+            self._failed = None
+        elif self._failed is None:
+            place = self.run_dir if self._kind == "file" else otlp_place(self._config.endpoint)
+            logger.warning("gpumon cannot deliver to %s now; it keeps 64 MiB and goes on trying", place)
+            self._failed = str(place)
+
+    def _stop_own(self, own: Export, note: str | None = None) -> None:
+        if note:
+            own.collect(metrics=False)
+            own.flush()
+        own.close()
+        if self.run_dir is not None:
+            with suppress(OSError):
+                leave_run(self.run_dir, note)
+        if note:
+            self._own, self._own_tracer, self._kind = None, None, "none"
+
+    def _unwritten(self) -> dict[str, int]:
+        return dict(self._own.dropped) if self._own is not None else {}
+
+
+class _Applications:
+    """The application's providers: given, or global (the API's proxies until it sets them)."""
+
+    def __init__(self, given: dict[str, Any], histograms: HistogramSource) -> None:
+        self._given = given
+        self.tracer: trace.Tracer = (given["traces"] or trace.get_tracer_provider()).get_tracer(
+            m.SCOPE, __version__, m.SCHEMA_URL
+        )
+        meter_provider = given["metrics"] or metrics.get_meter_provider()
+        HUB.instrument(meter_provider)
+        self._histograms = SdkHistograms(meter_provider, histograms)
+        self.logger = _logger(given["logs"] or _logs.get_logger_provider())
+
+    def is_set(self, signal: str) -> bool:
+        """Whether there is a provider for *signal*; one that does nothing on purpose counts."""
+        if self._given[signal] is not None:
+            return True
+        get = {"traces": trace.get_tracer_provider, "metrics": metrics.get_meter_provider}.get(
+            signal, _logs.get_logger_provider
+        )
+        return not type(get()).__name__.lstrip("_").startswith("Proxy")
+
+    def any_set(self) -> bool:
+        return any(self.is_set(signal) for signal in SIGNALS)
+
+    def record(self) -> None:
+        """Hand the histograms on; what was counted before a provider was set comes with the first call."""
+        if self.is_set("metrics"):
+            self._histograms.record()
+
+
+def _logger(provider: Any) -> Any:
+    return provider.get_logger(m.SCOPE, __version__, m.SCHEMA_URL)
+
+
+def _kind(config: Config) -> str:
+    """otlp, file or none."""
+    if config.export != "auto":
+        return config.export
+    return "otlp" if config.run_dir is None and otlp_named(config.endpoint) else "file"
+
+
+def _plan(config: Config, service: str) -> tuple[str, Path]:
+    """(run id, run directory) as they will be, unless others have made them by then."""
+    if config.run_dir is not None:
+        return new_run_id(), config.run_dir.absolute()
+    if ranks()["gpumon.world_size"] > 1:
+        name, run_id = shared_run_name(service, job_id() or "")
+    else:
+        run_id = new_run_id()
+        name = run_name(time.time(), service, run_id)
+    return run_id, Path.cwd() / RUNS / name
+
+
+def _is_wanted(signal: str) -> bool:
+    return os.environ.get(f"OTEL_{signal.upper()}_EXPORTER", "").strip().lower() != "none"
+
+
+def _interval_from_environment() -> float | None:
+    text = os.environ.get("OTEL_METRIC_EXPORT_INTERVAL", "").strip()
+    try:
+        return max(0.1, float(text) / 1000) if text else None
+    except ValueError:
+        logger.warning("OTEL_METRIC_EXPORT_INTERVAL=%r is no number of milliseconds: ignored", text)
+        return None
