@@ -16,7 +16,11 @@ def pytest_collection_modifyitems(config, items):
             if item.get_closest_marker("disk"):
                 item.add_marker(pytest.mark.skip(reason=missing))
     scenarios = [item for item in items if item.get_closest_marker("scenario")]
-    asked_for = "scenario" in config.getoption("markexpr") or config.getoption("keyword") or config.args_source.name == "ARGS"
+    asked_for = (
+        "scenario" in config.getoption("markexpr")
+        or config.getoption("keyword")
+        or config.args_source.name == "ARGS"
+    )
     if scenarios and not asked_for:
         start = int(os.environ.get("GPUMON_SCENARIOS", "0")) * ROTATING
         chosen = {id(scenarios[(start + offset) % len(scenarios)]) for offset in range(ROTATING)}
@@ -33,7 +37,9 @@ def pytest_sessionfinish(session, exitstatus):
     skipped = [report for report in reporter.stats.get("skipped", []) if "gpu" not in report.keywords]
     if skipped and exitstatus == 0:
         for report in skipped:
-            reporter.write_line(f"skipped, which is not allowed here: {report.nodeid}: {report.longrepr}", red=True)
+            reporter.write_line(
+                f"skipped, which is not allowed here: {report.nodeid}: {report.longrepr}", red=True
+            )
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 

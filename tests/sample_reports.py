@@ -30,8 +30,8 @@ SLOW_DISK = {
     },
     "verdict": "data_loading_bound",
     "headline": (
-        "71 % of each training step waits for data: loop0, the disk under /data/imagenet, answers a read in 87 ms, "
-        "41× its quiet baseline (2.1 ms), and the 2 workers spend 94 % of their time blocked on it."
+        "71 % of each training step waits for data: loop0, the disk under /data/imagenet, answers a read in "
+        "87 ms, 41× its quiet baseline (2.1 ms), and the 2 workers spend 94 % of their time blocked on it."
     ),
     "findings": [
         {
@@ -45,7 +45,8 @@ SLOW_DISK = {
             "to_s": 61.2,
             "confidence": 0.9,
             "candidates": [],
-            "summary": "A read takes 87 ms although nobody else uses the disk; all of its reads are this run's.",
+            "summary": "A read takes 87 ms although nobody else uses the disk; "
+            "all of its reads are this run's.",
             "evidence": [
                 {
                     "metric": "gpumon.disk.await",
@@ -54,7 +55,13 @@ SLOW_DISK = {
                     "reference": 0.0021,
                     "source": "measured before the loader started",
                 },
-                {"metric": "gpumon.disk.queue.length", "value": 4.0, "unit": "{request}", "reference": None, "source": ""},
+                {
+                    "metric": "gpumon.disk.queue.length",
+                    "value": 4.0,
+                    "unit": "{request}",
+                    "reference": None,
+                    "source": "",
+                },
             ],
             "advice": [
                 "copy the dataset to faster storage: at this batch rate it needs 160 MB/s",
@@ -116,8 +123,22 @@ SLOW_DISK = {
                 "fraction": 0.94,
                 "seconds": 163.6,
             },
-            {"account": "cpu", "device": None, "call": None, "file_system": None, "fraction": 0.041, "seconds": 7.1},
-            {"account": "runnable", "device": None, "call": None, "file_system": None, "fraction": 0.012, "seconds": 2.1},
+            {
+                "account": "cpu",
+                "device": None,
+                "call": None,
+                "file_system": None,
+                "fraction": 0.041,
+                "seconds": 7.1,
+            },
+            {
+                "account": "runnable",
+                "device": None,
+                "call": None,
+                "file_system": None,
+                "fraction": 0.012,
+                "seconds": 2.1,
+            },
             {
                 "account": "blocked.other",
                 "device": None,
@@ -156,10 +177,17 @@ def nothing_stands_out():
         verdict="compute_bound",
         headline="Nothing stands out: compute 86 % of the step, data wait 3 %.",
         findings=[],
-        steps={"data_wait_fraction": 0.03, "phases": {"data.wait": 0.03, "forward": 0.36, "backward": 0.5, "other": 0.11}},
+        steps={
+            "data_wait_fraction": 0.03,
+            "phases": {"data.wait": 0.03, "forward": 0.36, "backward": 0.5, "other": 0.11},
+        },
         devices=[],
         missing=[],
-        fetches={"workers": 0, "accounts": [{"account": "cpu", "fraction": 1.0, "seconds": 1.0}], "mean_s": 0.0011},
+        fetches={
+            "workers": 0,
+            "accounts": [{"account": "cpu", "fraction": 1.0, "seconds": 1.0}],
+            "mean_s": 0.0011,
+        },
     )
 
 

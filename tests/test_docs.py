@@ -69,5 +69,7 @@ def test_every_metric_that_pages_name_exists():
     known = set(m.BY_NAME) | {name for metric in m.CATALOGUE for name in metric.attributes}
     known |= {value for key, value in vars(m).items() if key.isupper() and isinstance(value, str)}
     for page in PAGES:
-        for name in re.findall(r"`(gpumon\.(?:step|phase|fetch|disk|loader|cpu|pressure|data)\.[a-z_.]+)`", page.read_text()):
+        for name in re.findall(
+            r"`(gpumon\.(?:step|phase|fetch|disk|loader|cpu|pressure|data)\.[a-z_.]+)`", page.read_text()
+        ):
             assert name in known or name.startswith("gpumon.step."), (page.name, name)

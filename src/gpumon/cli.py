@@ -17,7 +17,7 @@ FAILED, WRONG = 1, 2
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command and exit: every failure is one line on stderr, with `GPUMON_STRICT=1` its traceback too."""
+    """Run a command and exit: a failure is one line on stderr, with `GPUMON_STRICT=1` its traceback too."""
     try:
         code = commands.main(arguments, prog_name="gpumon", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
         # The reader of our output has left (`gpumon report | head`); Python must not flush into it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - never a traceback
         advice = "" if _strict() else " (GPUMON_STRICT=1 shows where)"
         code = _fail(f"this is a bug of gpumon: {type(error).__name__}: {error}{advice}", WRONG)
     sys.exit(code)
@@ -60,7 +60,7 @@ def _lower(message: str) -> str:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="gpumon", message="%(prog)s %(version)s")
 def commands() -> None:
-    r"""Where a training step's time goes, and which device is the cause.
+    """Where a training step's time goes, and which device is the cause.
 
     \b
     Examples:
@@ -79,7 +79,7 @@ def commands() -> None:
 @click.option("--no-report", is_flag=True, help="Print no report at the end; `gpumon report` does it later.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- CMD [ARG]...")
 def run(out: Path | None, no_report: bool, command: tuple[str, ...]) -> int:
-    r"""Record a training command, and print where its time went.
+    """Record a training, then print the report.
 
     Nothing has to be changed in it: gpumon starts inside every Python that trains, those of torchrun too.
     The report goes to stderr, the exit code is the command's own (128+n when signal n ended it).
@@ -99,7 +99,7 @@ def run(out: Path | None, no_report: bool, command: tuple[str, ...]) -> int:
 @click.argument("run", required=False, type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON (schema gpumon.report/1).")
 def report(run: Path | None, as_json: bool) -> None:
-    r"""Say where the time of a recorded run went.
+    """Say where a recorded run's time went.
 
     RUN is a run directory, or a file that the OpenTelemetry Collector's file exporter wrote.
     Default: the newest run under gpumon-runs/.
@@ -131,7 +131,9 @@ def report(run: Path | None, as_json: bool) -> None:
     help="Record into DIR itself. Default: a new folder under gpumon-runs/.",
 )
 def demo(out: Path | None) -> int:
-    r"""Train a small real model on files of this disk, and print the report.
+    """Train a small model and print the report.
+
+    The model is real, and reads files that are written to this disk first.
 
     \b
     Examples:

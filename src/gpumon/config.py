@@ -14,7 +14,11 @@ SPANS = ("default", "all", "none")
 
 @dataclass(frozen=True)
 class Config:
-    """What `gpumon.instrument()` was asked for; `GPUMON_<FIELD>` sets a field from the environment."""
+    """What `gpumon.instrument()` was asked for.
+
+    `GPUMON_<FIELD>` sets a field from the environment, or `OTEL_PYTHON_GPUMON_<FIELD>`, which
+    `opentelemetry-instrument` offers as an option.
+    """
 
     service_name: str | None = None
     export: str = "auto"  # EXPORTS
@@ -40,10 +44,10 @@ class Config:
             raise ValueError(f"unknown argument: {', '.join(sorted(unknown))}")
         values: dict[str, Any] = {}
         for name in known:
-            variable = f"GPUMON_{name.upper()}"
             given, source = arguments.get(name), name
-            if given is None or given == ():
-                given, source = environment.get(variable) or None, variable
+            for variable in (f"GPUMON_{name.upper()}", f"OTEL_PYTHON_GPUMON_{name.upper()}"):
+                if given is None or given == ():
+                    given, source = environment.get(variable) or None, variable
             if given is not None:
                 values[name] = _parse(name, given, source)
         return cls(**values)

@@ -28,7 +28,7 @@ from gpumon.integrations import torch_workers
 from gpumon.metrics import Attributes, Metric
 from gpumon.sampler import Sampler
 from gpumon.system.datasets import DATASETS
-from gpumon.system.storage import StorageMap
+from gpumon.system.storage import STORAGE
 from gpumon.telemetry.instruments import HUB
 from gpumon.telemetry.output import Output
 from gpumon.tracing import manual
@@ -41,6 +41,7 @@ from gpumon.tracing.steps import StepTracer
 
 logger = logging.getLogger(__name__)
 
+RUN_ID_VARIABLE = "GPUMON_RUN_ID"  # set by `gpumon run`
 FOLD_S = 0.25
 SETTLE_S = 1.25
 """A kept step's span waits this long for the device readings of its own window (disks: every second)."""
@@ -51,6 +52,13 @@ class GpumonInstrumentor(BaseInstrumentor):  # type: ignore[misc]
 
     configuration = Config  # the options of OpenTelemetry's declarative configuration
     _recording: Recording | None = None
+
+    def instrument(self, **options: Any) -> None:
+        """Begin; under `gpumon run`, which began already, only the data paths of a second call are taken."""
+        if self._recording is not None and RUN_ID_VARIABLE in os.environ:
+            self._recording.add_data_paths(Config.load(data_paths=options.get("data_paths")).data_paths)
+            return
+        super().instrument(**options)
 
     def instrumentation_dependencies(self) -> Collection[str]:
         return ()
@@ -88,7 +96,7 @@ class Recording:
         self._config = config
         self._pid = os.getpid()
         self._tracer = StepTracer(keep=config.spans)
-        self._accounts = FetchAccounts(self._tracer, StorageMap())
+        self._accounts = FetchAccounts(self._tracer, STORAGE)
         self._training = TrainingReadings(self._tracer, self._accounts)
         self._sampler: Sampler | None = None
         self._clock = Clock()
@@ -106,8 +114,7 @@ class Recording:
         return not self._output.is_disabled
 
     def start(self) -> None:
-        for path in self._config.data_paths:
-            DATASETS.add_path(path)
+        self.add_data_paths(self._config.data_paths)
         self._tracer.on_iterator.append(self._on_iterator)
         manual.use(self._tracer)
         torch_integration.instrument(self._tracer)
@@ -117,6 +124,10 @@ class Recording:
         atexit.register(self._at_exit)
         self._output.start()
         self._thread.start()
+
+    def add_data_paths(self, paths: Iterable[str]) -> None:
+        for path in paths:
+            DATASETS.add_path(path)
 
     def stop(self) -> None:
         """Restore what was patched, write what is left; never takes longer than 3 s."""

@@ -191,7 +191,8 @@ HANDOVER_TIME = _metric(
     "gpumon.fetch.handover.time",
     "counter",
     "s",
-    "Part of data waits after the batch was ready in its worker: unpickling, shared memory, the GIL.",
+    "Part of data waits, other than for an epoch's first batch, after the batch was ready in its worker: "
+    "unpickling, shared memory, the GIL.",
 )
 LOADER_WORKERS = _metric("gpumon.loader.workers", "gauge", "{worker}", "Workers of the loader that feeds the steps.")
 LOADER_PREFETCH = _metric("gpumon.loader.prefetch", "gauge", "{batch}", "Batches prefetched per worker, as set.")
@@ -339,7 +340,7 @@ MEMORY_REFAULTS = _metric(
 )
 MEMORY_LIMIT = _metric("gpumon.memory.limit", "gauge", "By", "Memory limit of this cgroup; absent without one.")
 MEMORY_LIMIT_HITS = _metric(
-    "gpumon.memory.limit.hits", "counter", "{event}", "How often this cgroup reached its memory limit."
+    "gpumon.memory.limit_hits", "counter", "{event}", "How often this cgroup reached its memory limit."
 )
 NETWORK_IO = _metric(
     "system.network.io", "counter", "By", "Bytes over the network.", NETWORK_INTERFACE_NAME, NETWORK_IO_DIRECTION

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -100,7 +101,9 @@ def _environment(directory: Path, run_id: str) -> dict[str, str]:
     """The command's environment: ours, the hook in front of its `PYTHONPATH`, and where to record."""
     environment = dict(os.environ)
     here = str(Path(hook.__file__).resolve().parent)
-    given = [entry for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry and entry != here]
+    given = [
+        entry for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry and entry != here
+    ]
     environment["PYTHONPATH"] = os.pathsep.join([here, *given])
     environment["GPUMON_RUN_DIR"] = str(directory)
     environment["GPUMON_RUN_ID"] = run_id
@@ -109,7 +112,7 @@ def _environment(directory: Path, run_id: str) -> dict[str, str]:
 
 
 def service_of(command: Sequence[str]) -> str:
-    """What the run is called: as the environment says, else the training script or module, else the command."""
+    """What the run is called: what the environment says, else the training script, else the command."""
     for variable in ("GPUMON_SERVICE_NAME", "OTEL_SERVICE_NAME"):
         if name := os.environ.get(variable):
             return name
@@ -127,7 +130,7 @@ def service_of(command: Sequence[str]) -> str:
 
 
 def _obstacle(command: Sequence[str]) -> str | None:
-    """Why the command's interpreter will not run the hook, with the command that repairs it; None: it will."""
+    """Why the command's Python will not run the hook, with the command that repairs it; None: it will."""
     line = list(command)
     if not _PYTHON.match(Path(command[0]).name):
         path = shutil.which(command[0])
@@ -176,10 +179,11 @@ def _devices() -> str:
     """What there is to watch, counted without opening any device."""
     gpus = len([path for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)])
     disks = len(list(Path("/sys/block").glob("*/device")))
-    count = {0: "no", 1: "1"}
-    return (
-        f"devices: {count.get(gpus, gpus)} GPU{'s' * (gpus > 1)}, {count.get(disks, disks)} disk{'s' * (disks != 1)}"
-    )
+    return f"devices: {_count(gpus, 'GPU')}, {_count(disks, 'disk')}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number or 'no'} {what if number == 1 else what + 's'}"
 
 
 def _reasons(directory: Path) -> list[str]:
@@ -193,28 +197,30 @@ def _why_nothing(directory: Path, obstacle: str | None) -> str:
     if reasons := _reasons(directory):
         return reasons[0]
     if obstacle:
-        return obstacle
+        return obstacle.partition(" -> ")[0]
     export = os.environ.get("GPUMON_EXPORT", "file")
     if export not in ("file", "auto"):
         return f"GPUMON_EXPORT={export} -> unset GPUMON_EXPORT"
     if read_run(directory).get("processes"):
         return "the command ended before its first reading"
-    return "no Python process of the command imported torch or gpumon (sudo, containers and `python -I` keep gpumon out)"
+    keeping_out = "sudo, containers and `python -I` keep gpumon out"
+    return f"no Python process of the command imported torch or gpumon ({keeping_out})"
 
 
 def _print_report(directory: Path) -> None:
     """The report on stderr; a failure of it must not change how the command ended."""
-    from gpumon.analysis.render_text import write_report
-    from gpumon.analysis.report import build_report
-
     try:
+        from gpumon.analysis.render_text import write_report
+        from gpumon.analysis.report import build_report
+
         write_report(build_report(directory), sys.stderr)
     except RunError as error:
         _say(str(error))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the command's exit code stands
         if os.environ.get("GPUMON_STRICT") == "1":
-            raise
-        _say(f"the report failed ({type(error).__name__}: {error}) -> GPUMON_STRICT=1 gpumon report {_shown(directory)}")
+            traceback.print_exc()
+        shown = f"{type(error).__name__}: {error}"
+        _say(f"the report failed ({shown}) -> GPUMON_STRICT=1 gpumon report {_shown(directory)}")
 
 
 def _shown(directory: Path) -> str:
@@ -225,6 +231,6 @@ def _shown(directory: Path) -> str:
 
 def _say(text: str) -> None:
     """One line on stderr; nobody may be there to read it."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(f"gpumon: {text}\n")
         sys.stderr.flush()

@@ -287,10 +287,10 @@ class _Group:
             for entry in self.entries:
                 if is_asked or entry.due <= now:
                     self._sampler._collect(entry)
+                if entry.due <= now:
                     # A missed tick is skipped, not made up for: no burst after a suspended process.
-                    entry.due += entry.interval_s
-                    if entry.due <= now:
-                        entry.due = now + entry.interval_s
+                    following = entry.due + entry.interval_s
+                    entry.due = following if following > now else now + entry.interval_s
             self.cpu_ns = time.thread_time_ns()
             if is_asked:
                 self.done.set()

@@ -12,7 +12,6 @@ import time
 
 import pytest
 import torch
-from loader_datasets import Deadly, Faulty, Files, Random, Stream, Timed, spanned
 from torch.utils.data import DataLoader
 from torch.utils.data._utils import worker as torch_worker
 
@@ -21,6 +20,7 @@ from gpumon.system.datasets import DATASETS
 from gpumon.system.processes import WORKERS
 from gpumon.system.storage import StorageMap
 from gpumon.tracing.accounts import FetchAccounts
+from loader_datasets import Deadly, Faulty, Files, Random, Stream, Timed, spanned
 
 ORIGINAL = torch_worker._worker_loop
 
@@ -179,6 +179,7 @@ def test_slow_disk(recorder, slow_disk, workers):
     assert recorder.totals.read_bytes[slow_disk.device] == pytest.approx(120 << 16, rel=0.2)
     assert sum(recorder.totals.time_s.values()) == pytest.approx(stopwatch_s(batches), rel=0.02)
     assert [storage.device for storage in DATASETS.storages()] == [slow_disk.device]
+    assert DATASETS.paths() == [str(slow_disk.path)]
 
 
 @pytest.mark.disk
@@ -305,13 +306,12 @@ def test_short_fetches_without_workers(recorder):
     """Of short fetches only some are accounted for, and their accounts stand for all."""
     loader = DataLoader(Timed(6000, burn_s=0.00005), batch_size=1, collate_fn=spanned)
     batches = list(recorder.trainer.batches(loader))
-    wall = sum(end - begin for *_key, begin, end in recorder.trainer.taken)
     finish(recorder)
 
     assert recorder.totals.count == {-1: 6000}
-    assert recorder.by_account()["cpu"] > 0.6
+    shares = recorder.by_account()
+    assert shares["cpu"] + shares.get("runnable", 0.0) > 0.8
     assert sum(recorder.totals.time_s.values()) >= stopwatch_s(batches)
-    assert wall >= 0
 
 
 def test_fifty_epochs_leave_nothing(recorder):

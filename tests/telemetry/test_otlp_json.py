@@ -20,7 +20,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.metrics.view import ExponentialBucketHistogramAggregation, View
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
@@ -54,7 +54,10 @@ ATTRIBUTES = {
 def spans():
     """Every field that a span can have, over two scopes."""
     exporter = InMemorySpanExporter()
-    provider = TracerProvider(resource=RESOURCE)
+    limits = SpanLimits(
+        max_attributes=20, max_events=2, max_links=2, max_event_attributes=1, max_link_attributes=1
+    )
+    provider = TracerProvider(resource=RESOURCE, span_limits=limits)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     remote = SpanContext(
         0xABC, 0xDEF, is_remote=True, trace_flags=TraceFlags(1), trace_state=TraceState([("vendor", "value")])
@@ -63,7 +66,14 @@ def spans():
     with tracer.start_as_current_span("root", kind=SpanKind.SERVER, attributes=ATTRIBUTES) as root:
         root.add_event("happened", {"at": 1}, timestamp=123)
         root.add_event("bare")
-        with tracer.start_as_current_span("child", links=[Link(remote, {"why": "worker"}), Link(remote)]) as child:
+        root.set_attributes({f"many.{index}": index for index in range(10)})
+        with tracer.start_as_current_span(
+            "child", links=[Link(remote, {"why": "worker"}), Link(remote)]
+        ) as child:
+            child.add_link(remote, {"a": 1, "b": 2})
+            child.add_event("first")
+            child.add_event("two", {"a": 1, "b": 2})
+            child.add_event("three")
             child.set_status(Status(StatusCode.ERROR, "boom"))
         with tracer.start_as_current_span("fine", kind=SpanKind.CONSUMER) as fine:
             fine.set_status(Status(StatusCode.OK))
@@ -81,7 +91,9 @@ def metrics():
     meter = provider.get_meter(*SCOPE)
     tracer = TracerProvider().get_tracer("t")
     with tracer.start_as_current_span("step"):
-        histogram = meter.create_histogram("histogram", "s", "Time.", explicit_bucket_boundaries_advisory=[0.1, 1.0])
+        histogram = meter.create_histogram(
+            "histogram", "s", "Time.", explicit_bucket_boundaries_advisory=[0.1, 1.0]
+        )
         for value in (0.05, 0.5, 5.0):
             histogram.record(value, {"stage": "train"})
         meter.create_histogram("whole").record(3)
@@ -89,7 +101,9 @@ def metrics():
         meter.create_up_down_counter("usage", "By").add(-3)
     for value in (0.0, 1.0, 2.5, 300.0):
         meter.create_histogram("exponential").record(value)
-    meter.create_observable_gauge("gauge", [lambda _: [Observation(0.93, ATTRIBUTES), Observation(0)]], "1", "Share.")
+    meter.create_observable_gauge(
+        "gauge", [lambda _: [Observation(0.93, ATTRIBUTES), Observation(0)]], "1", "Share."
+    )
     meter.create_observable_counter("time", [lambda _: [Observation(1.25)]], "s")
     provider.get_meter("other").create_gauge("other").set(7)
     return reader.get_metrics_data()
@@ -102,11 +116,16 @@ def logs():
     provider = LoggerProvider(RESOURCE)
     provider.add_log_record_processor(SimpleLogRecordProcessor(exporter))
     logger = provider.get_logger(*SCOPE)
-    logger.emit(LogRecord(timestamp=1, observed_timestamp=2, body="text", severity_text="WARN", attributes=ATTRIBUTES))
+    logger.emit(
+        LogRecord(timestamp=1, observed_timestamp=2, body="text", severity_text="WARN", attributes=ATTRIBUTES)
+    )
     with TracerProvider().get_tracer("t").start_as_current_span("step"):
         logger.emit(
             LogRecord(
-                timestamp=3, body={"nested": {"k": [1, "x", None]}}, severity_number=SeverityNumber.WARN, event_name="e"
+                timestamp=3,
+                body={"nested": {"k": [1, "x", None]}},
+                severity_number=SeverityNumber.WARN,
+                event_name="e",
             )
         )
     logger.emit(LogRecord(body=b"\x00\xffbytes", observed_timestamp=9))
@@ -156,16 +175,16 @@ def test_a_line_is_one_line(spans, metrics, logs):
 
 
 def test_numbers_that_json_lacks():
-    """NaN and infinities are the strings of the proto3 JSON mapping, so that every reader takes the line."""
-    reader = InMemoryMetricReader()
-    gauge = MeterProvider([reader]).get_meter("m").create_gauge("g")
-    for index, value in enumerate((float("inf"), float("-inf"))):
-        gauge.set(value, {"i": index, "attribute": float("nan")})
-    data = reader.get_metrics_data()
-    if data is None:
-        pytest.skip("this SDK drops what is not finite")
+    """Infinities and NaN are the strings of the proto3 JSON mapping, which every reader takes."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(resource=RESOURCE)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    provider.get_tracer("t").start_span("s", attributes={"up": float("inf"), "down": [-float("inf")]}).end()
+    provider.get_tracer("t").start_span("nan", attributes={"nan": float("nan")}).end()
+    infinite, nan = exporter.get_finished_spans()
 
-    assert parsed(metrics_line(data), ExportMetricsServiceRequest()) == encode_metrics(data)
+    assert parsed(spans_line([infinite]), ExportTraceServiceRequest()) == encode_spans([infinite])
+    assert '{"doubleValue":"NaN"}' in spans_line([nan])
 
 
 def parsed(line, message):

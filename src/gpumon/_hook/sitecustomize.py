@@ -76,27 +76,31 @@ def trains_elsewhere(argv: "list[str]") -> bool:
 
 
 class Trigger:
-    """A meta path finder that finds nothing itself; it calls `start` once a module of TRIGGERS is imported."""
+    """A meta path finder that finds nothing itself; once one of TRIGGERS is imported, it calls `start`."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> object:
         if name not in TRIGGERS:
             return None
-        for finder in sys.meta_path:
-            if finder is not self and hasattr(finder, "find_spec"):
-                spec = finder.find_spec(name, path, target)  # type: ignore[arg-type]
-                if spec is not None:
-                    if spec.loader is not None and hasattr(spec.loader, "exec_module"):
-                        spec.loader = Loader(spec.loader, self)  # type: ignore[assignment]
-                    return spec
+        others = [finder for finder in _meta_path() if finder is not self]
+        for finder in others:
+            spec = finder.find_spec(name, path, target) if hasattr(finder, "find_spec") else None
+            if spec is not None:
+                if hasattr(spec.loader, "exec_module"):
+                    spec.loader = Loader(spec.loader, self)
+                return spec
         return None
 
     def invalidate_caches(self) -> None:
         """Nothing is cached."""
 
     def fire(self) -> None:
-        if self in sys.meta_path:
-            sys.meta_path.remove(self)  # type: ignore[arg-type]
+        if self in _meta_path():
+            _meta_path().remove(self)
             start()
+
+
+def _meta_path() -> "list[object]":
+    return sys.meta_path  # type: ignore[return-value]
 
 
 class Loader:
@@ -122,14 +126,11 @@ def start() -> None:
     """Record this interpreter; where that fails, say so in one line and let it run."""
     try:
         if sys.version_info < (3, 10):  # noqa: UP036 - any Python may run this
-            raise ImportError("it is Python %d.%d, gpumon needs 3.10 or newer" % sys.version_info[:2])
+            raise RuntimeError("gpumon needs Python 3.10 or newer, this is " + sys.version.split()[0])
         import gpumon
-    except Exception as error:
-        give_up(error)
-        return
-    try:
+
         gpumon.instrument()
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the training goes on
         give_up(error)
 
 
@@ -140,11 +141,12 @@ def give_up(error: Exception) -> None:
 
         traceback.print_exc()
     if isinstance(error, ImportError):
-        reason = "%s cannot import gpumon: %s" % (sys.executable, error)  # noqa: UP031
-        repair = "%s -m pip install opentelemetry-instrumentation-gpumon" % sys.executable  # noqa: UP031
-        reason += " -> " + repair
+        import shlex
+
+        repair = shlex.quote(sys.executable) + " -m pip install opentelemetry-instrumentation-gpumon"
+        reason = sys.executable + " cannot import gpumon: " + str(error) + " -> " + repair
     else:
-        reason = "%s: %s" % (type(error).__name__, error)  # noqa: UP031
+        reason = sys.executable + ": " + str(error)
     try:
         place = os.path.join(os.environ["GPUMON_RUN_DIR"], "not-recorded.txt")  # noqa: PTH118
         descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
@@ -152,13 +154,14 @@ def give_up(error: Exception) -> None:
         os.close(descriptor)
         sys.stderr.write("gpumon: not recorded: " + reason + "\n")
         sys.stderr.flush()
-    except Exception:
+    except Exception:  # noqa: BLE001
         return  # said already, or nobody to say it to
 
 
 def install() -> None:
-    if os.environ.get("GPUMON_RUN_DIR") and not trains_elsewhere(getattr(sys, "orig_argv", sys.argv)):
-        sys.meta_path.insert(0, Trigger())  # type: ignore[arg-type]
+    argv = getattr(sys, "orig_argv", [])  # 3.10 and newer
+    if os.environ.get("GPUMON_RUN_DIR") and not trains_elsewhere(argv):
+        _meta_path().insert(0, Trigger())
 
 
 def chain() -> None:
@@ -167,7 +170,7 @@ def chain() -> None:
     here = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != here]  # noqa: PTH100
     try:
-        import sitecustomize  # noqa: F401
+        import sitecustomize  # type: ignore[import-not-found]  # noqa: F401
     except ImportError as error:
         if error.name != "sitecustomize":
             raise

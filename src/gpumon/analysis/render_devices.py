@@ -52,7 +52,9 @@ def device_rows(device: Mapping[str, Any]) -> DeviceRow:
     about = [str(device[key]) for key in _ABOUT if device.get(key) and device[key] != name]
     if device.get("holds_dataset"):
         about.append("dataset")
-    readings = {key: value for key, value in device.items() if _is_reading(value) and key not in ("index", "rank")}
+    readings = {
+        key: value for key, value in device.items() if _is_reading(value) and key not in ("index", "rank")
+    }
     main = next((key for key in _MAIN if key in readings), next(iter(readings), None))
     rest = (_shown(key, _mean(value)) for key, value in readings.items() if key != main)
     return DeviceRow(
@@ -100,7 +102,13 @@ def _amount(key: str, value: float) -> str:
 
 def metric_name(name: str) -> str:
     """`gpumon.disk.await` as "disk await"."""
-    return name.removeprefix("gpumon.").removeprefix("system.").removeprefix("hw.").replace(".", " ").replace("_", " ")
+    return (
+        name.removeprefix("gpumon.")
+        .removeprefix("system.")
+        .removeprefix("hw.")
+        .replace(".", " ")
+        .replace("_", " ")
+    )
 
 
 def account_name(item: Mapping[str, Any]) -> str:

@@ -31,7 +31,12 @@ _BEFORE_UNIT = re.compile(r"(?<=\d) (?=(?:%|[mµu]?s|min|h|[kKMGTP]?i?B(?:/s)?|W
 
 _SYMBOLS = {"critical": "✖", "warning": "▲", "info": "●"}
 _STYLES = {"critical": "bold red", "warning": "bold yellow", "info": "cyan"}
-_PHASE_STYLES = {"data.wait": "red", "transfer": "magenta", "communication": "magenta", "other": "bright_black"}
+_PHASE_STYLES = {
+    "data.wait": "red",
+    "transfer": "magenta",
+    "communication": "magenta",
+    "other": "bright_black",
+}
 _STAND_INS = {
     "✖": "x",
     "▲": "!",
@@ -72,7 +77,11 @@ def write_report(report: HasDict | Mapping[str, Any], stream: TextIO) -> None:
 
 
 def render(
-    report: HasDict | Mapping[str, Any], *, width: int = PIPE_WIDTH, color: bool = False, ascii_only: bool = False
+    report: HasDict | Mapping[str, Any],
+    *,
+    width: int = PIPE_WIDTH,
+    color: bool = False,
+    ascii_only: bool = False,
 ) -> str:
     """The report as text of at most *width* columns, with a newline at its end."""
     content = report if isinstance(report, Mapping) else report.as_dict()
@@ -85,6 +94,19 @@ def render(
     _findings(page, content)
     _missing(page, content["missing"])
     return page.text(color)
+
+
+def one_line(report: HasDict | Mapping[str, Any]) -> str:
+    """What `repr` shows: `<Report train 512 steps: data_loading_bound (disk_slow on loop0)>`."""
+    content = report if isinstance(report, Mapping) else report.as_dict()
+    causes = [
+        f"{finding['cause']} on {finding['device']}" if finding.get("device") else finding["cause"]
+        for finding in content["findings"]
+        if finding.get("cause")
+    ]
+    why = f" ({causes[0]})" if causes else ""
+    steps = _count(content["steps"]["count"], "step")
+    return f"<Report {content['run']['service']} {steps}: {content['verdict']}{why}>"
 
 
 class _Page:
@@ -108,11 +130,15 @@ class _Page:
             first = wrapped[0]
             rest = text[len(wrapped[0]) :]
             rest = _without_leading_space(rest)
-        for number, line in enumerate([first, *rest.wrap(self._console, room - hanging)] if rest else wrapped):
+        for number, line in enumerate(
+            [first, *rest.wrap(self._console, room - hanging)] if rest else wrapped
+        ):
             line.rstrip()
             self._lines.append(Text(" " * (indent + (hanging if number else 0))) + line)
 
-    def items(self, items: Sequence[str], *, separator: str = " · ", style: str = "", indent: int = 1) -> None:
+    def items(
+        self, items: Sequence[str], *, separator: str = " · ", style: str = "", indent: int = 1
+    ) -> None:
         """Items beside each other; an item is broken only where it alone is wider than the page."""
         separator = str(self._plain(separator))
         line = ""
@@ -243,10 +269,14 @@ def _steps(page: _Page, steps: Mapping[str, Any]) -> None:
     if not steps["count"]:
         return
     lengths = steps["duration_s"]
-    figures = [f"{name} {units.duration(lengths[name])}" for name in ("mean", "p50", "p95") if lengths.get(name)]
+    figures = [
+        f"{name} {units.duration(lengths[name])}" for name in ("mean", "p50", "p95") if lengths.get(name)
+    ]
     column = 38 if page.width >= 80 else 0
     page.title("Where a step's time went", figures, column)
-    phases = sorted(((name, share) for name, share in steps["phases"].items() if share > 0), key=lambda item: -item[1])
+    phases = sorted(
+        ((name, share) for name, share in steps["phases"].items() if share > 0), key=lambda item: -item[1]
+    )
     label_width = max((len(_phase(name)) for name, _ in phases), default=0)
     bar_width = min(BAR_WIDTH, page.width - label_width - 22)
     for name, share in phases:
@@ -268,7 +298,8 @@ def _phase(name: str) -> str:
 def _step_notes(steps: Mapping[str, Any]) -> Iterable[str]:
     first = steps.get("first_of_epoch") or {}
     if first.get("count") and first.get("wait_s"):
-        yield f"first batch of an epoch: {units.duration(first['wait_s'])} ({_count(first['count'], 'epoch')})"
+        epochs = _count(first["count"], "epoch")
+        yield f"first batch of an epoch: {units.duration(first['wait_s'])} ({epochs})"
     odd = [
         (steps.get("failed"), "failed"),
         (steps.get("skipped"), "skipped by the gradient scaler"),
@@ -310,7 +341,9 @@ def _devices(page: _Page, devices: Sequence[Mapping[str, Any]]) -> None:
         page.title("Devices", ["mean".ljust(means + 2) + "peak"] if peaks else ["mean"], names + abouts + 6)
         for row in rows:
             head = f"{row.name:<{names}}  {row.about:<{abouts}}  {row.main:<{means}}  {row.peak:<{peaks}}   "
-            page.add(head + "   ".join(_unbroken(item) for item in row.rest), indent=3, hanging=names + abouts + 4)
+            page.add(
+                head + "   ".join(_unbroken(item) for item in row.rest), indent=3, hanging=names + abouts + 4
+            )
     else:
         page.title("Devices")
         for row in rows:
@@ -397,7 +430,9 @@ def _width(stream: TextIO) -> int:
 
 
 def _wants_color(stream: TextIO) -> bool:
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "") not in ("dumb", "")
+    return (
+        stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "") not in ("dumb", "")
+    )
 
 
 def _can_encode(stream: TextIO) -> bool:

@@ -74,7 +74,7 @@ _OF_UNIT: dict[str, Callable[[float], str]] = {
 
 
 def quantity(value: float, unit: str) -> str:
-    """A value with its UCUM unit, such as `0.087, "s"`; `{request}` and the like are left to the words around."""
+    """A value with its UCUM unit, such as `0.087, "s"`; `{request}` is left to the words around."""
     if show := _OF_UNIT.get(unit):
         return show(value)
     shown = str(value) if isinstance(value, int) else number(value)

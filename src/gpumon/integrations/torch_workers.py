@@ -42,6 +42,8 @@ class Accounts(Protocol):
     @property
     def folder(self) -> str | None: ...
 
+    def expect(self) -> None: ...
+
 
 _FOUND_BY_NAME = {
     ("torch.utils.data._utils.worker", ATTRIBUTE),
@@ -110,7 +112,7 @@ def _run(
         arguments["data_queue"] = _Batches(batches, writer)
         args, kwargs = bound.args, bound.kwargs
     except Exception:  # noqa: BLE001 - another signature, no room: no accounts, but never a broken worker
-        pass
+        writer = None
     try:
         return original(*args, **kwargs)
     finally:
@@ -134,24 +136,36 @@ class _Tasks(_Queue):
         writer = self._gpumon_writer
         writer.drop()  # a task that was not worked on
         task = self._gpumon_queue.get(*args, **kwargs)
-        if type(task) is tuple and type(task[0]) is int:
-            writer.begin(task[0])
-        elif type(task).__name__ == "_ResumeIteration":
-            writer.next_generation()
+        try:
+            if type(task) is tuple and type(task[0]) is int:
+                writer.begin(task[0])
+            elif type(task).__name__ == "_ResumeIteration":
+                writer.next_generation()
+        except Exception:  # noqa: BLE001
+            _failed()
         return task
 
 
 class _Batches(_Queue):
     def put(self, item: Any, *args: Any, **kwargs: Any) -> Any:
-        if type(item) is tuple and type(item[0]) is int:
-            data = item[1]
-            if type(data) is tuple and data:  # torchdata: with the worker's state
-                data = data[0]
-            if type(data).__name__ == "_IterableDatasetStopIteration":
-                self._gpumon_writer.drop()
-            else:
-                self._gpumon_writer.end()
+        try:
+            if type(item) is tuple and type(item[0]) is int:
+                data = item[1]
+                if type(data) is tuple and data:  # torchdata: with the worker's state
+                    data = data[0]
+                if type(data).__name__ == "_IterableDatasetStopIteration":
+                    self._gpumon_writer.drop()
+                else:
+                    self._gpumon_writer.end()
+        except Exception:  # noqa: BLE001
+            _failed()
         return self._gpumon_queue.put(item, *args, **kwargs)
+
+
+def _failed() -> None:
+    """A failure of ours costs a record, never a worker; our tests see it."""
+    if os.environ.get("GPUMON_STRICT") == "1":
+        raise
 
 
 # -- the trainer's side -----------------------------------------------------------------------------------
@@ -214,3 +228,5 @@ def _replace(module: str) -> None:
 def _on_iterator(_loader: Any, serial: int) -> None:
     """In the training thread, before a loader makes an iterator: the workers that start now are its."""
     _iterator.serial = serial
+    if _accounts is not None:
+        _accounts.expect()

@@ -13,7 +13,14 @@ from types import TracebackType
 
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 
-_STOP_AND_GO = {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGCONT, signal.SIGKILL}
+_STOP_AND_GO = {
+    signal.SIGSTOP,
+    signal.SIGTSTP,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+    signal.SIGCONT,
+    signal.SIGKILL,
+}
 _OF_THIS_PROCESS = {
     signal.SIGABRT,
     signal.SIGALRM,
@@ -68,7 +75,9 @@ def exit_code_of(error: OSError) -> int:
     return NOT_FOUND if error.errno in (errno.ENOENT, errno.ENOTDIR) else NOT_EXECUTABLE
 
 
-def _spawn(command: Sequence[str], environment: Mapping[str, str], mask: set[signal.Signals] | set[int]) -> int:
+def _spawn(
+    command: Sequence[str], environment: Mapping[str, str], mask: set[signal.Signals] | set[int]
+) -> int:
     # Python ignores these two; a command expects to be killed by them.
     defaults = [signal.SIGPIPE, signal.SIGXFSZ]
     try:

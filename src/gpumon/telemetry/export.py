@@ -26,19 +26,15 @@ MAX_SPANS, MAX_LOGS = 8192, 1024
 QUEUE_BYTES = 64 * 2**20
 SIGNALS = ("traces", "metrics", "logs")
 _ITEM_BYTES = {"traces": 2000, "metrics": 600, "logs": 1000}  # a span, a point, a record in memory, about
-_TRIES = 3
+_REFUSALS = 3
 
 
 @dataclass(slots=True)
 class _Batch:
+    number: int  # in order of age
     signal: str
     data: Any
     items: int
-    tries: int = 0
-
-    @property
-    def size(self) -> int:
-        return self.items * _ITEM_BYTES[self.signal]
 
 
 class Export:
@@ -52,7 +48,10 @@ class Export:
         self, resource: Resource, sink: Sink, reader: Reader, queue_bytes: int = QUEUE_BYTES
     ) -> None:
         self._sink = sink
-        self._queue: deque[_Batch] = deque()
+        self._queues: dict[str, deque[_Batch]] = {signal: deque() for signal in SIGNALS}
+        self._order = list(SIGNALS)
+        self._refusals = dict.fromkeys(SIGNALS, 0)  # in a row, each beside another signal that was taken
+        self._number = 0
         self._queued = 0
         self._queue_bytes = queue_bytes
         self._reader = reader
@@ -73,47 +72,59 @@ class Export:
     def collect(self, *, metrics: bool = True) -> None:
         """Queue what was recorded since the last call."""
         if spans := self._spans.take():
-            self._add(_Batch("traces", spans, len(spans)))
+            self._add("traces", spans, len(spans))
         if records := self._logs.take():
-            self._add(_Batch("logs", records, len(records)))
+            self._add("logs", records, len(records))
         if metrics and (data := self._reader.read()) is not None and (points := count_points(data)):
-            self._add(_Batch("metrics", data, points))
+            self._add("metrics", data, points)
 
     def flush(self) -> bool:
-        """Write what is queued, oldest first, until that fails; whether all of it was written."""
-        while self._queue:
-            oldest = self._queue[0]
-            if self._write(oldest):
-                self._remove(oldest)
-                continue
-            oldest.tries += 1
-            newest = self._queue[-1]
-            if oldest.tries < _TRIES or newest is oldest or not self._write(newest):
-                return False
-            # The receiver takes others: it is this one that it does not want.
-            self._remove(newest)
-            self._drop(oldest)
-        return True
+        """Write what is queued, each signal in its order; whether all of it was written.
+
+        A receiver that takes nothing is asked once. A signal that is refused round after round while others
+        are taken loses its oldest batch: it is that batch, or that signal, which is not wanted.
+        """
+        is_taking = False
+        for signal in list(self._order):
+            queue = self._queues[signal]
+            while queue:
+                if self._write(queue[0]):
+                    is_taking, self._refusals[signal] = True, 0
+                    self._remove(queue[0])
+                    continue
+                self._order.remove(signal)
+                self._order.append(signal)  # tried last from now on
+                if not is_taking:
+                    return False
+                self._refusals[signal] += 1
+                if self._refusals[signal] >= _REFUSALS:
+                    self._drop(queue[0])
+                break
+        return not any(self._queues.values())
 
     def close(self) -> None:
         """Close the sink; what is still queued is dropped, and counted."""
-        while self._queue:
-            self._drop(self._queue[0])
+        for queue in self._queues.values():
+            while queue:
+                self._drop(queue[0])
         self._sink.close()
 
     def _write(self, batch: _Batch) -> bool:
         write: Callable[[Any], bool] = getattr(self._sink, f"write_{batch.signal}")
         return write(batch.data)
 
-    def _add(self, batch: _Batch) -> None:
-        self._queue.append(batch)
-        self._queued += batch.size
-        while self._queued > self._queue_bytes and len(self._queue) > 1:
-            self._drop(self._queue[0])
+    def _add(self, signal: str, data: Any, items: int) -> None:
+        self._number += 1
+        self._queues[signal].append(_Batch(self._number, signal, data, items))
+        self._queued += items * _ITEM_BYTES[signal]
+        while self._queued > self._queue_bytes:
+            self._drop(
+                min((queue[0] for queue in self._queues.values() if queue), key=lambda batch: batch.number)
+            )
 
     def _remove(self, batch: _Batch) -> None:
-        self._queue.remove(batch)
-        self._queued -= batch.size
+        self._queues[batch.signal].popleft()
+        self._queued -= batch.items * _ITEM_BYTES[batch.signal]
 
     def _drop(self, batch: _Batch) -> None:
         self._remove(batch)

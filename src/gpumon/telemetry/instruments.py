@@ -46,7 +46,7 @@ class Hub:
         self._source, self._pid = source, os.getpid()
 
     def detach(self) -> None:
-        self._source = None
+        self._source, self.attributes = None, {}
 
     def instrument(self, provider: MeterProvider, *, is_own: bool = False) -> None:
         """Create every observable instrument on *provider*, once."""

@@ -7,6 +7,7 @@ Source: opentelemetry-proto and https://opentelemetry.io/docs/specs/otel/protoco
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -98,6 +99,8 @@ def _dump(line: dict[str, Any]) -> str:
 
 
 def _any(value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
     if isinstance(value, str):
         return {"stringValue": value}
     if isinstance(value, bool):
@@ -106,11 +109,18 @@ def _any(value: Any) -> dict[str, Any]:
         return {"intValue": str(value)}
     if isinstance(value, float):
         return {"doubleValue": _double(value)}
+    if isinstance(value, bytes):
+        return {"bytesValue": base64.b64encode(value).decode()}
     if isinstance(value, Mapping):
-        return {"kvlistValue": {"values": attributes(value)}}
+        return {"kvlistValue": _filled(values=attributes(value))}
     if isinstance(value, Sequence):
-        return {"arrayValue": {"values": [_any(item) for item in value]}}
+        return {"arrayValue": _filled(values=[_any(item) for item in value])}
     return {"stringValue": str(value)}
+
+
+def _filled(**fields: Any) -> dict[str, Any]:
+    """The fields that say something: the mapping leaves out empty and zero ones."""
+    return {name: value for name, value in fields.items() if value or isinstance(value, dict)}
 
 
 def _double(value: float) -> float | str:
@@ -120,44 +130,30 @@ def _double(value: float) -> float | str:
 
 
 def _metric(metric: Any) -> dict[str, Any]:
-    encoded: dict[str, Any] = {"name": metric.name}
-    if metric.description:
-        encoded["description"] = metric.description
-    if metric.unit:
-        encoded["unit"] = metric.unit
     data = metric.data
+    encoded = _filled(name=metric.name, description=metric.description, unit=metric.unit)
     if isinstance(data, Gauge):
         encoded["gauge"] = {"dataPoints": [_number(point, is_gauge=True) for point in data.data_points]}
-    elif isinstance(data, Sum):
-        encoded["sum"] = {
-            "dataPoints": [_number(point) for point in data.data_points],
-            "aggregationTemporality": int(data.aggregation_temporality),
-        }
-        if data.is_monotonic:
-            encoded["sum"]["isMonotonic"] = True
+        return encoded
+    if isinstance(data, Sum):
+        kind, points = "sum", [_number(point) for point in data.data_points]
     elif isinstance(data, Histogram):
-        encoded["histogram"] = {
-            "dataPoints": [_histogram(point) for point in data.data_points],
-            "aggregationTemporality": int(data.aggregation_temporality),
-        }
-    else:  # ExponentialHistogram, which a view of the user's can ask for
-        encoded["exponentialHistogram"] = {
-            "dataPoints": [_exponential(point) for point in data.data_points],
-            "aggregationTemporality": int(data.aggregation_temporality),
-        }
+        kind, points = "histogram", [_histogram(point) for point in data.data_points]
+    else:  # ExponentialHistogram, which a view can ask for
+        kind, points = "exponentialHistogram", [_exponential(point) for point in data.data_points]
+    encoded[kind] = {"dataPoints": points, "aggregationTemporality": int(data.aggregation_temporality)}
+    if isinstance(data, Sum) and data.is_monotonic:
+        encoded[kind]["isMonotonic"] = True
     return encoded
 
 
 def _point(point: Any) -> dict[str, Any]:
-    encoded: dict[str, Any] = {}
-    if point.attributes:
-        encoded["attributes"] = attributes(point.attributes)
-    if point.start_time_unix_nano:
-        encoded["startTimeUnixNano"] = str(point.start_time_unix_nano)
-    encoded["timeUnixNano"] = str(point.time_unix_nano)
-    if point.exemplars:
-        encoded["exemplars"] = [_exemplar(exemplar) for exemplar in point.exemplars]
-    return encoded
+    return _filled(
+        attributes=attributes(point.attributes),
+        startTimeUnixNano=_time(point.start_time_unix_nano),
+        timeUnixNano=_time(point.time_unix_nano),
+        exemplars=[_exemplar(exemplar) for exemplar in point.exemplars],
+    )
 
 
 def _number(point: NumberDataPoint, is_gauge: bool = False) -> dict[str, Any]:
@@ -173,106 +169,106 @@ def _value(value: float) -> dict[str, Any]:
 
 
 def _exemplar(exemplar: Any) -> dict[str, Any]:
-    encoded: dict[str, Any] = {"timeUnixNano": str(exemplar.time_unix_nano), **_value(exemplar.value)}
-    if exemplar.span_id:
-        encoded["spanId"] = _hex(exemplar.span_id, 16)
-        encoded["traceId"] = _hex(exemplar.trace_id, 32)
-    if exemplar.filtered_attributes:
-        encoded["filteredAttributes"] = attributes(exemplar.filtered_attributes)
-    return encoded
+    return {
+        **_filled(
+            timeUnixNano=_time(exemplar.time_unix_nano),
+            spanId=_hex(exemplar.span_id, 16),
+            traceId=_hex(exemplar.trace_id, 32),
+            filteredAttributes=attributes(exemplar.filtered_attributes),
+        ),
+        **_value(exemplar.value),
+    }
 
 
 def _histogram(point: HistogramDataPoint) -> dict[str, Any]:
-    encoded = _point(point)
-    encoded["count"] = str(point.count)
-    encoded["sum"] = point.sum
-    encoded["bucketCounts"] = [str(count) for count in point.bucket_counts]
-    encoded["explicitBounds"] = list(point.explicit_bounds)
-    if point.count:
-        encoded["min"], encoded["max"] = point.min, point.max
-    return encoded
+    return {
+        **_point(point),
+        "count": str(point.count),
+        "sum": point.sum,
+        "bucketCounts": [str(count) for count in point.bucket_counts],
+        "explicitBounds": list(point.explicit_bounds),
+        **({"min": point.min, "max": point.max} if point.count else {}),
+    }
 
 
 def _exponential(point: Any) -> dict[str, Any]:
-    encoded = _point(point)
-    encoded.update(count=str(point.count), sum=point.sum, scale=point.scale, zeroCount=str(point.zero_count))
-    for side in ("positive", "negative"):
-        buckets = getattr(point, side)
-        encoded[side] = {
-            "offset": buckets.offset,
-            "bucketCounts": [str(count) for count in buckets.bucket_counts],
-        }
-    if point.count:
-        encoded["min"], encoded["max"] = point.min, point.max
-    return encoded
+    return {
+        **_point(point),
+        "count": str(point.count),
+        "sum": point.sum,
+        "zeroCount": str(point.zero_count),
+        **_filled(scale=point.scale),
+        **{
+            side: _filled(offset=buckets.offset, bucketCounts=[str(count) for count in buckets.bucket_counts])
+            for side, buckets in (("positive", point.positive), ("negative", point.negative))
+        },
+        **({"min": point.min, "max": point.max} if point.count else {}),
+    }
 
 
 def _span(span: ReadableSpan) -> dict[str, Any]:
-    context = span.context
-    encoded: dict[str, Any] = {
-        "traceId": _hex(context.trace_id, 32),
-        "spanId": _hex(context.span_id, 16),
-    }
-    if context.trace_state:
-        encoded["traceState"] = context.trace_state.to_header()
-    parent = span.parent
-    if parent is not None:
-        encoded["parentSpanId"] = _hex(parent.span_id, 16)
-    # 0x100: whether the parent is remote is known; 0x200: it is (opentelemetry-proto, SpanFlags).
-    encoded["flags"] = 0x100 | (0x200 if parent is not None and parent.is_remote else 0)
-    encoded["name"] = span.name
-    encoded["kind"] = _KINDS[span.kind.value]
-    encoded["startTimeUnixNano"] = str(span.start_time)
-    encoded["endTimeUnixNano"] = str(span.end_time)
-    if span.attributes:
-        encoded["attributes"] = attributes(span.attributes)
-    if span.events:
-        encoded["events"] = [
-            {
-                "timeUnixNano": str(event.timestamp),
-                "name": event.name,
-                "attributes": attributes(event.attributes),
-            }
+    context, parent, status = span.context, span.parent, span.status
+    assert context is not None
+    return _filled(
+        traceId=_hex(context.trace_id, 32),
+        spanId=_hex(context.span_id, 16),
+        traceState=context.trace_state.to_header(),
+        parentSpanId=_hex(parent.span_id, 16) if parent else "",
+        flags=_flags(parent),
+        name=span.name,
+        kind=_KINDS[span.kind.value],
+        startTimeUnixNano=_time(span.start_time),
+        endTimeUnixNano=_time(span.end_time),
+        attributes=attributes(span.attributes),
+        droppedAttributesCount=span.dropped_attributes,
+        events=[
+            _filled(
+                timeUnixNano=_time(event.timestamp),
+                name=event.name,
+                attributes=attributes(event.attributes),
+                droppedAttributesCount=event.dropped_attributes,
+            )
             for event in span.events
-        ]
-    if span.links:
-        encoded["links"] = [
-            {
-                "traceId": _hex(link.context.trace_id, 32),
-                "spanId": _hex(link.context.span_id, 16),
-                "attributes": attributes(link.attributes),
-            }
+        ],
+        droppedEventsCount=span.dropped_events,
+        links=[
+            _filled(
+                traceId=_hex(link.context.trace_id, 32),
+                spanId=_hex(link.context.span_id, 16),
+                attributes=attributes(link.attributes),
+                droppedAttributesCount=link.dropped_attributes,
+                flags=_flags(link.context),
+            )
             for link in span.links
-        ]
-    status: dict[str, Any] = {}
-    if span.status.status_code.value:
-        status["code"] = span.status.status_code.value
-    if span.status.description:
-        status["message"] = span.status.description
-    encoded["status"] = status
-    return encoded
+        ],
+        droppedLinksCount=span.dropped_links,
+        status=_filled(code=status.status_code.value, message=status.description),
+    )
+
+
+def _flags(context: Any) -> int:
+    """SpanFlags: 0x100 says that it is known whether *context* is remote, 0x200 that it is."""
+    return 0x100 | (0x200 if context is not None and context.is_remote else 0)
 
 
 def _log(record: Any) -> dict[str, Any]:
-    encoded: dict[str, Any] = {}
-    if record.timestamp:
-        encoded["timeUnixNano"] = str(record.timestamp)
-    encoded["observedTimeUnixNano"] = str(record.observed_timestamp or record.timestamp or 0)
-    if record.severity_number is not None:
-        encoded["severityNumber"] = record.severity_number.value
-    if record.severity_text:
-        encoded["severityText"] = record.severity_text
-    if record.body is not None:
-        encoded["body"] = _any(record.body)
-    if record.attributes:
-        encoded["attributes"] = attributes(record.attributes)
-    if record.trace_id:
-        encoded["traceId"] = _hex(record.trace_id, 32)
-        encoded["spanId"] = _hex(record.span_id, 16)
-    if getattr(record, "event_name", None):
-        encoded["eventName"] = record.event_name
-    return encoded
+    return _filled(
+        timeUnixNano=_time(record.timestamp),
+        observedTimeUnixNano=_time(record.observed_timestamp),
+        severityNumber=record.severity_number.value if record.severity_number else 0,
+        severityText=record.severity_text,
+        body=None if record.body is None else _any(record.body),
+        attributes=attributes(record.attributes),
+        traceId=_hex(record.trace_id, 32),
+        spanId=_hex(record.span_id, 16),
+        flags=int(record.trace_flags or 0),
+        eventName=getattr(record, "event_name", None),
+    )
 
 
-def _hex(number: int, digits: int) -> str:
-    return f"{number:0{digits}x}"
+def _hex(number: int | None, digits: int) -> str:
+    return f"{number:0{digits}x}" if number else ""
+
+
+def _time(nanoseconds: int | None) -> str:
+    return str(nanoseconds) if nanoseconds else ""

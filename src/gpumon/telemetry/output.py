@@ -42,7 +42,7 @@ from gpumon.telemetry.files import RunFiles
 from gpumon.telemetry.histograms import SdkHistograms
 from gpumon.telemetry.instruments import HUB, HistogramSource
 from gpumon.telemetry.reader import Reader
-from gpumon.telemetry.resource import job_id, ranks, resource, run_attributes, service_name
+from gpumon.telemetry.resource import identity, job_id, ranks, resource, service_name
 from gpumon.telemetry.run_json import join_run, leave_run, new_run_id, run_name, shared_run_name
 from gpumon.telemetry.sinks import FileSink, OtlpSink, Sink, otlp_named, otlp_place
 from gpumon.version import __version__
@@ -114,7 +114,7 @@ class Output:
         self._closing = False
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name="gpumon-export", daemon=True)
-        HUB.attributes = run_attributes(self.run_id)
+        HUB.attributes = identity(self.run_id)
 
     # -- for the instrumentor -------------------------------------------------------------------------
 
@@ -211,7 +211,7 @@ class Output:
         sink: Sink
         if self._kind == "file":
             self.run_dir, self.run_id = join_run(self._planned, self.run_id, self.service, rank)
-            HUB.attributes = run_attributes(self.run_id)
+            HUB.attributes = identity(self.run_id)
             sink = FileSink(RunFiles(self.run_dir, rank))
         else:
             sink = OtlpSink(self._config.endpoint)

@@ -70,9 +70,9 @@ def script_name(argv: list[str]) -> str | None:
     return None
 
 
-def run_attributes(run_id: str) -> dict[str, Any]:
-    """What marks one process of one run."""
-    attributes: dict[str, Any] = {"gpumon.run.id": run_id, **ranks()}
+def identity(run_id: str) -> dict[str, Any]:
+    """What tells one process of one run from others, for points and spans in providers not ours."""
+    attributes: dict[str, Any] = {"gpumon.run.id": run_id, "gpumon.rank": ranks()["gpumon.rank"]}
     if job := job_id():
         attributes["gpumon.job.id"] = job
     return attributes
@@ -85,7 +85,8 @@ def resource(service: str, run_id: str) -> Resource:
         "service.instance.id": str(uuid.uuid4()),
         "host.name": os.uname().nodename,
         "process.pid": os.getpid(),
-        **run_attributes(run_id),
+        **ranks(),
+        **identity(run_id),
     }
     if host_id := _host_id():
         attributes["host.id"] = host_id

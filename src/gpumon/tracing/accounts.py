@@ -32,6 +32,7 @@ TRAINER = -1
 
 ENOUGH_SAMPLES = 4  # of a worker, to split its blocked time
 PATIENCE_NS = 2_000_000_000  # after which it is split by what is known
+LOOK_NS = 1_000_000_000  # how often is it seen whether workers were killed
 _MIN_SEEN = 3  # looks that found threads blocked on a file system, before that is where a data set is
 _LINKED = 8192  # records remembered until the trainer has taken their batches
 _FORGET = 0.98  # per second: how fast what was seen formerly loses weight
@@ -90,6 +91,7 @@ class FetchAccounts:
         self._rings: dict[str, RingReader] = {}
         self._sources: dict[int, _Source] = {self._pid: _Source(TRAINER)}
         self._pool: dict[WaitPoint, float] = defaultdict(float)
+        self._looked_ns = 0  # when workers were last looked after
         self._faded_ns = time.perf_counter_ns()
         self._records: OrderedDict[tuple[int, int, int], int] = OrderedDict()
         self._folder: FetchFolder | None = None
@@ -122,6 +124,10 @@ class FetchAccounts:
                 weakref.finalize(self, self._folder.remove)  # at exit too
         self._sampler.start()
 
+    def expect(self) -> None:
+        """An iterator is about to be made: look out for its workers at once."""
+        self._sampler.wake()
+
     def stop(self) -> None:
         """End the thread, sum what is left, remove the files."""
         if os.getpid() != self._pid:
@@ -145,10 +151,14 @@ class FetchAccounts:
         With *everything* nothing is held back for more samples.
         """
         now = time.perf_counter_ns()
+        look = everything or now - self._looked_ns > LOOK_NS
+        if look:
+            self._looked_ns = now
         with self._lock:
             self._find_rings()
             for name, ring in list(self._rings.items()):
-                ended = ring.has_ended()  # asked before the last read, so that nothing comes after it
+                # Asked before the last read, so that nothing comes after it.
+                ended = ring.has_ended() if look else ring.is_closed()
                 self._read(ring, now)
                 if ended:
                     self._flush(self._sources[ring.identity.pid], everything=True)
@@ -166,7 +176,11 @@ class FetchAccounts:
         for storage in seen:
             if storage not in self._added:
                 self._added.add(storage)
-                DATASETS.add_storage(storage)
+                file = self._points.files.get(storage)
+                if file:
+                    DATASETS.add_file(file, storage)
+                else:
+                    DATASETS.add_storage(storage)
         for taken in fetches:
             self._link(*taken)
 

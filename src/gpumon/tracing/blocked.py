@@ -11,6 +11,7 @@ import os
 import struct
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,8 @@ _AT_FDCWD = (1 << 64) - 100
 _AT_FDCWD_32 = (1 << 32) - 100
 _POLLFD = struct.Struct("=ihh")
 _MAX_DESCRIPTORS = 16  # looked at, of those that one poll, select or epoll waits for
+_MAX_OPEN = 256
+_LOW = 32  # descriptors of which fdinfo may stay open
 _MAX_DEPTH = 3  # processes below a worker: a shell, its decoder
 _WITHOUT_DATA = ("/usr/", "/lib", "/dev/", "/memfd:", "/SYSV", "/etc/", sys.prefix, sys.base_prefix)
 
@@ -69,8 +72,8 @@ def other(call: str) -> WaitPoint:
 class WaitPoints:
     """Looks at threads. Not thread-safe: one thread of ours uses it.
 
-    `seen` counts the file systems on which threads were found blocked. `reads` counts threads looked at; no
-    look at helper threads begins once it has reached `limit`.
+    `seen` counts the file systems on which threads were found blocked; `files` has a file of each, where it
+    is known. `reads` counts threads looked at; no look at helper threads begins once it has reached `limit`.
     """
 
     def __init__(
@@ -79,9 +82,11 @@ class WaitPoints:
         self._storage_map = storage_map
         self._datasets = datasets
         self._calls = syscalls.table(machine)
-        self._files: dict[tuple[int, int], int] = {}
+        self._files: dict[tuple[int, str], int] = {}  # kept open
+        self._mounts: dict[tuple[int, int], Storage] = {}
         self._mapped: dict[int, tuple[int, WaitPoint | None]] = {}
         self.seen: Counter[Storage] = Counter()
+        self.files: dict[Storage, str] = {}
         self.reads = 0
         self.limit = 1 << 62
         self.refused: str | None = None  # why a look was not possible, for what the report says is missing
@@ -110,6 +115,7 @@ class WaitPoints:
         for key in [key for key in self._files if key[0] == pid]:
             os.close(self._files.pop(key))
         self._mapped.pop(pid, None)
+        self._mounts.clear()
 
     def close(self) -> None:
         for pid in {pid for pid, _thread in self._files}:
@@ -122,7 +128,7 @@ class WaitPoints:
         if not self._calls:
             return self._by_kernel_function(pid, thread)
         try:
-            text = self._read(pid, thread, keep=depth == 0)
+            text = self._read(pid, f"task/{thread}/syscall", keep=depth == 0)
         except ProcessLookupError:
             return None
         except FileNotFoundError:
@@ -140,25 +146,30 @@ class WaitPoints:
         if number < 0:
             return self._fault(pid)
         name, waits = self._calls.get(number, (f"syscall {number}", "other"))
-        arguments = [int(field, 16) for field in fields[1:7]]
+        arguments = [int(field, 16) for field in fields[1:4]]
         try:
             return self._blocked_in(pid, name, waits, arguments)
         except (OSError, ValueError, struct.error):  # the process or its descriptor is gone meanwhile
             return other(name)
 
-    def _read(self, pid: int, thread: int, *, keep: bool) -> bytes:
-        key = (pid, thread)
+    def _read(self, pid: int, name: str, *, keep: bool) -> bytes:
+        """What a file in /proc/PID says now; opening it costs more than reading it, so some stay open.
+
+        Raises:
+            OSError: it is gone, or not for us to read.
+        """
+        key = (pid, name)
         descriptor = self._files.get(key)
         if descriptor is None:
-            descriptor = os.open(f"/proc/{pid}/task/{thread}/syscall", os.O_RDONLY | os.O_CLOEXEC)
-            if not keep:
+            descriptor = os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+            if not keep or len(self._files) >= _MAX_OPEN:
                 try:
-                    return os.pread(descriptor, 256, 0)
+                    return os.pread(descriptor, 4096, 0)
                 finally:
                     os.close(descriptor)
             self._files[key] = descriptor
         try:
-            return os.pread(descriptor, 256, 0)
+            return os.pread(descriptor, 4096, 0)
         except OSError:
             os.close(self._files.pop(key))
             raise
@@ -206,16 +217,23 @@ class WaitPoints:
 
     def _descriptor(self, pid: int, number: int, call: str) -> WaitPoint:
         number &= 0xFFFFFFFF
-        target = os.readlink(f"/proc/{pid}/fd/{number}")  # noqa: PTH115 - must not touch the target
-        if target.startswith("/"):
+        mount = _mount_id(self._read(pid, f"fdinfo/{number}", keep=number < _LOW))
+        storage = self._mounts.get((pid, mount))
+        if storage is None:
+            target = os.readlink(f"/proc/{pid}/fd/{number}")  # noqa: PTH115 - must not touch the target
+            if target.startswith("socket:"):
+                return _socket(pid, number)
+            if target.startswith("pipe:"):
+                return other("pipe")
+            if not target.startswith("/"):
+                return other(target.removeprefix("anon_inode:").strip("[]") or call)
             if target.startswith("/dev/") and not target.startswith("/dev/shm/"):
                 return other(call)
-            return self._on(self._storage_map.of_mount(_mount_id(pid, number), pid))
-        if target.startswith("socket:"):
-            return _socket(pid, number)
-        if target.startswith("pipe:"):
-            return other("pipe")
-        return other(target.removeprefix("anon_inode:").strip("[]") or call)
+            if len(self._mounts) > 256:
+                self._mounts.clear()
+            storage = self._mounts[pid, mount] = self._storage_map.of_mount(mount, pid)
+            self.files.setdefault(storage, target)
+        return self._on(storage)
 
     def _any(self, pid: int, numbers: list[int], call: str) -> WaitPoint:
         """The most telling of the descriptors that one call waits for."""
@@ -248,8 +266,8 @@ class WaitPoints:
         return self._any(pid, numbers, call)
 
     def _epoll(self, pid: int, number: int, call: str) -> WaitPoint:
-        text = Path(f"/proc/{pid}/fdinfo/{number & 0xFFFFFFFF}").read_text()
-        numbers = [int(line.split()[1]) for line in text.splitlines() if line.startswith("tfd:")]
+        text = self._read(pid, f"fdinfo/{number & 0xFFFFFFFF}", keep=False)
+        numbers = [int(line.split()[1]) for line in text.splitlines() if line.startswith(b"tfd:")]
         point = self._any(pid, numbers, call)
         # An event loop wakes itself through a socket or pipe of its own: alone, that says nothing.
         return other("epoll") if point.account == "blocked.other" or not numbers else point
@@ -263,7 +281,7 @@ class WaitPoints:
             if folder not in (_AT_FDCWD, _AT_FDCWD_32):
                 return self._descriptor(pid, folder, call)
             path = os.path.join(os.readlink(f"/proc/{pid}/cwd"), path)  # noqa: PTH115, PTH118
-        return self._on(self._storage_map.of_path(path))
+        return self._on_path(path)
 
     def _fault(self, pid: int) -> WaitPoint:
         """A page fault: the kernel does not tell of which mapping, so of the largest mapped data file."""
@@ -292,7 +310,7 @@ class WaitPoints:
                 begin, _, end = fields[0].partition("-")
                 sizes[path] += int(end, 16) - int(begin, 16)
         data = [(path, size) for path, size in sizes.most_common() if path not in code]
-        return self._on(self._storage_map.of_path(data[0][0])) if data else None
+        return self._on_path(data[0][0]) if data else None
 
     def _of_datasets(self) -> WaitPoint | None:
         """Where the data sets are, if that is one place."""
@@ -302,6 +320,12 @@ class WaitPoints:
         if points and all(point.account == "blocked.disk" for point in points):
             return WaitPoint("blocked.disk")
         return None
+
+    def _on_path(self, path: str) -> WaitPoint:
+        storage = self._storage_map.of_path(path)
+        storage = replace(storage, path=storage.mount_point)
+        self.files.setdefault(storage, path)
+        return self._on(storage)
 
     def _on(self, storage: Storage) -> WaitPoint:
         self.seen[storage] += 1
@@ -367,11 +391,9 @@ def _socket(pid: int, number: int) -> WaitPoint:
     return other("unix_socket") if protocol.startswith(b"UNIX") else SOCKET
 
 
-def _mount_id(pid: int, number: int) -> int:
-    for line in Path(f"/proc/{pid}/fdinfo/{number}").read_text().splitlines():
-        if line.startswith("mnt_id:"):
-            return int(line[7:])
-    raise ValueError("no mnt_id")
+def _mount_id(text: bytes) -> int:
+    at = text.index(b"mnt_id:")
+    return int(text[at + 7 : text.index(b"\n", at)])
 
 
 def _memory(pid: int, address: int, size: int) -> bytes:

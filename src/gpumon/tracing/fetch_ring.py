@@ -54,7 +54,14 @@ class ThreadClock:
     def __init__(self) -> None:
         self._schedstat = _open("/proc/thread-self/schedstat")
         self._io = _open("/proc/thread-self/io")
-        if self.read_bytes() < 0:
+        try:
+            self.runnable_ns()
+        except (OSError, ValueError, IndexError):
+            os.close(self._schedstat)
+            self._schedstat = -1
+        try:
+            self.read_bytes()
+        except (OSError, ValueError):
             os.close(self._io)
             self._io = -1
 
@@ -67,8 +74,8 @@ class ThreadClock:
         if self._io < 0:
             return 0
         text = os.pread(self._io, 200, 0)
-        at = text.find(b"\nread_bytes: ")
-        return int(text[at + 13 : text.find(b"\n", at + 13)]) if at >= 0 else -1
+        at = text.index(b"\nread_bytes: ") + 13
+        return int(text[at : text.index(b"\n", at)])
 
     def close(self) -> None:
         for descriptor in (self._schedstat, self._io):
@@ -89,10 +96,15 @@ def start_time(pid: int) -> int | None:
 
     Source: /proc/PID/stat, 22nd field. With the pid, it names a process for ever.
     """
+    descriptor = _open(f"/proc/{pid}/stat")
+    if descriptor < 0:
+        return None
     try:
-        text = Path(f"/proc/{pid}/stat").read_bytes()
+        text = os.read(descriptor, 1024)
     except OSError:
         return None
+    finally:
+        os.close(descriptor)
     fields = text[text.rfind(b")") + 2 :].split()
     if fields[0] in (b"Z", b"X"):
         return None
@@ -245,11 +257,13 @@ class RingReader:
             self._next = number + 1
         return fetches
 
+    def is_closed(self) -> bool:
+        """The worker ended in order: nothing more will be written."""
+        return bool(_LONG.unpack_from(self._map, _CLOSED)[0])
+
     def has_ended(self) -> bool:
         """Nothing more will be written: the worker closed its ring, or is gone."""
-        if _LONG.unpack_from(self._map, _CLOSED)[0]:
-            return True
-        return start_time(self.identity.pid) != self.identity.started
+        return self.is_closed() or start_time(self.identity.pid) != self.identity.started
 
     def close(self, *, remove: bool) -> None:
         self._map.close()

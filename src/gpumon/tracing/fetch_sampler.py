@@ -16,7 +16,7 @@ TICK_S = 0.1
 ELSEWHERE = 5
 """While none waits, one tick in so many looks; what it sees counts as much more."""
 
-IDLE_S = 0.5  # between ticks as long as there is nobody to look at
+IDLE_S = 5.0  # between ticks when there was nobody to look at for as long, and nobody woke us
 MAX_READS = 16  # threads looked at per tick
 
 Fetching = tuple[int, int, int]
@@ -41,7 +41,8 @@ class FetchSampler:
     ) -> None:
         self._points, self._fetching, self._is_waiting, self._keep = points, fetching, is_waiting, keep
         self._random = random.Random()  # the global one's state is the user's
-        self._stop = threading.Event()
+        self._wake = threading.Event()
+        self._stopped = False
         self._thread: threading.Thread | None = None
         self.cpu_ns = 0  # CPU time of this thread
 
@@ -51,9 +52,14 @@ class FetchSampler:
             self._thread.start()
 
     def stop(self) -> None:
-        self._stop.set()
+        self._stopped = True
+        self._wake.set()
         if self._thread is not None:
             self._thread.join(timeout=0.5)
+
+    def wake(self) -> None:
+        """Somebody to look at is about to begin."""
+        self._wake.set()
 
     @property
     def has_ended(self) -> bool:
@@ -61,10 +67,19 @@ class FetchSampler:
 
     def _run(self) -> None:
         pause = TICK_S
-        while not self._stop.wait(pause):
+        last = 0.0  # when there was somebody
+        while True:
+            if self._wake.wait(pause):
+                self._wake.clear()
+                last = time.monotonic()
+            if self._stopped:
+                return
             with guard("fetch sampler"):
+                now = time.monotonic()
+                if self.tick():
+                    last = now
                 # Jittered, or it would lock onto the period of the steps.
-                pause = TICK_S * self._random.uniform(0.7, 1.3) if self.tick() else IDLE_S
+                pause = IDLE_S if now - last > IDLE_S else TICK_S * self._random.uniform(0.7, 1.3)
             self.cpu_ns = time.thread_time_ns()
 
     def tick(self) -> bool:

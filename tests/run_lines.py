@@ -1,0 +1,53 @@
+"""Reads what a run directory holds: spans and points, straight from the OTLP JSON lines."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def lines(directory: Path, signal: str) -> Iterator[dict[str, Any]]:
+    """Every whole line of a signal, closed segments first; a torn last line is left out."""
+    for path in sorted(
+        directory.glob(f"{signal}.*.jsonl*"), key=lambda path: (path.suffix != ".gz", path.name)
+    ):
+        with gzip.open(path, "rt") if path.suffix == ".gz" else open(path) as file:
+            for line in file:
+                if line.endswith("\n"):
+                    yield json.loads(line)
+
+
+def spans(directory: Path) -> list[dict[str, Any]]:
+    return [
+        span
+        for line in lines(directory, "traces")
+        for resource in line["resourceSpans"]
+        for scope in resource["scopeSpans"]
+        for span in scope["spans"]
+    ]
+
+
+def points(directory: Path, name: str) -> list[dict[str, Any]]:
+    return [
+        point
+        for line in lines(directory, "metrics")
+        for resource in line["resourceMetrics"]
+        for scope in resource["scopeMetrics"]
+        for metric in scope["metrics"]
+        if metric["name"] == name
+        for point in next(metric[kind] for kind in ("gauge", "sum", "histogram") if kind in metric)[
+            "dataPoints"
+        ]
+    ]
+
+
+def resource(directory: Path) -> dict[str, Any]:
+    """Attributes of the first resource."""
+    line = next(lines(directory, "metrics"))
+    return {
+        item["key"]: next(iter(item["value"].values()))
+        for item in line["resourceMetrics"][0]["resource"]["attributes"]
+    }
