@@ -436,6 +436,44 @@ def test_stateful_loader(recorder):
     assert recorder.totals.count == {0: 2, 1: 2}
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_with_the_step_tracer(workers):
+    """In a real loop over a real tracer all fetches are accounted for, and all batches linked."""
+    from gpumon.integrations import torch as torch_steps
+    from gpumon.tracing.steps import StepTracer
+
+    tracer = StepTracer()
+    accounts = FetchAccounts(tracer, StorageMap())
+    torch_steps.instrument(tracer)
+    accounts.start()
+    torch_workers.instrument(accounts)
+    try:
+        data = Timed(16, sleep_s=0.002)
+        loader = DataLoader(data, batch_size=4, num_workers=workers, persistent_workers=workers > 0)
+        model = torch.nn.Linear(1, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        for _epoch in range(3):
+            for _batch in loader:
+                optimizer.zero_grad()
+                model(torch.ones(1, 1)).sum().backward()
+                optimizer.step()
+        tracer.drain()
+        accounts.poll(tracer.take_fetches(), everything=True)
+    finally:
+        torch_workers.uninstrument()
+        torch_steps.uninstrument()
+        del loader
+        gc.collect()
+        accounts.stop()
+
+    totals = accounts.totals
+    assert sum(totals.count.values()) == 12
+    assert sum(totals.ready_age.counts) == (12 if workers else 0)
+    assert sum(totals.time_s.values()) >= 12 * 4 * 0.002
+    assert tracer.account is None
+    assert tracer.on_iterator == []
+
+
 def test_killed_run_leaves_no_folder(tmp_path):
     """What a run killed by SIGKILL left in shared memory goes with the next run."""
     code = """

@@ -124,13 +124,14 @@ def test_a_missing_or_damaged_file_reads_as_empty(tmp_path, content):
 def test_a_directory_without_a_run_becomes_one(tmp_path):
     """A named directory is used itself; it may exist, with other files in it."""
     (tmp_path / "notes.txt").write_text("mine")
-    directory, run_id = join_run(tmp_path, "abc", "demo", 3)
+    directory, run_id = join_run(tmp_path, "abc", "demo", 3, started=0.25)
     run = read_run(directory)
 
     assert directory == tmp_path
     assert run["id"] == run_id == "abc"
     assert run["processes"][0]["pid"] == os.getpid()
     assert run["processes"][0]["rank"] == 3
+    assert run["started"] == run["processes"][0]["started"] == "1970-01-01T00:00:00.250Z"
     assert run["ended"] is None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,7 +15,6 @@ from gpumon.metrics import Reading
 from gpumon.system.cgroup import Cgroup
 from gpumon.system.counters import Monotonic
 
-_CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 _REFRESH_TICKS: Final = 15
 # Columns of /proc/stat; guest time is part of user and nice already.
 _MODES: Final = ("user", "nice", "system", "idle", "iowait", "interrupt", "interrupt", "steal")
@@ -30,7 +28,7 @@ class HostCollector:
     """CPU, memory and network of the machine; quota and limits of the own cgroup.
 
     Source: /proc/stat, /proc/meminfo, /proc/net/dev, cgroup files.
-    Units: clock ticks -> s, kB -> By.
+    Units: clock ticks -> share of all, µs and ns -> s, kB -> By.
     """
 
     interval_s = 2.0
@@ -75,14 +73,13 @@ class HostCollector:
             yield Reading(m.CPU_BUSIEST, busiest)
 
     def _modes(self, ticks: list[int]) -> Iterator[Reading]:
-        seconds: dict[str, float] = {}
+        by_mode: dict[str, float] = {}
         for column, (mode, value) in enumerate(zip(_MODES, ticks, strict=False)):
             # iowait and idle may go back.
-            grown = self._counters.update(("cpu", column), value) / _CLOCK_TICKS
-            seconds[mode] = seconds.get(mode, 0.0) + grown
-        total = sum(seconds.values())
-        for mode, value_s in seconds.items():
-            yield Reading(m.CPU_UTILIZATION, value_s, {m.CPU_MODE: mode}, per=total)
+            by_mode[mode] = by_mode.get(mode, 0.0) + self._counters.update(("cpu", column), value)
+        total = sum(by_mode.values())
+        for mode, value_ticks in by_mode.items():
+            yield Reading(m.CPU_UTILIZATION, value_ticks, {m.CPU_MODE: mode}, per=total)
 
     def _cpu_limits(self) -> Iterator[Reading]:
         yield Reading(m.CPU_USABLE, self._cgroup.usable_cpus())

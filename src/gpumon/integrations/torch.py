@@ -138,7 +138,7 @@ def _patch_fetch(torch: Any, tracer: StepTracer) -> None:
             end = clock()
             st.in_fetch = False
             if account is not None:
-                account.end()
+                account.end(not isinstance(error, StopIteration))
             st.flush()
             outcome = "stop" if isinstance(error, StopIteration) else type(error).__name__
             st.log.append((s.FETCH, begin, end, outcome, _number(self, tracer), True, 0))
@@ -169,7 +169,7 @@ def _patch_fetch(torch: Any, tracer: StepTracer) -> None:
         else:
             st.n = 0
             st.log.append((s.FETCH, begin, end, None, number, False, samples))
-        if isinstance(self, multi):
+        if isinstance(self, multi) and getattr(self, "_in_order", True):  # else the index is not the batch's
             fetches.append((self._gpumon_serial, self._gpumon_generation, self._rcvd_idx - 1, begin, end))
         return batch
 

@@ -110,7 +110,7 @@ class Cgroup:
                 path = path[len(top) :]
             elif top or ".." in path.split("/"):
                 path = "/"  # the mount shows the own group, or the own group lies outside of it
-            base = Path(f"{self._root}/{mount_point.lstrip('/')}")
+            base = self._root / mount_point.lstrip("/")
             parts = [part for part in path.split("/") if part]
             folders = [base.joinpath(*parts[:count]) for count in range(len(parts), -1, -1)]
             return [_Level(folder, version) for folder in folders if folder.is_dir()]

@@ -63,7 +63,9 @@ def _grouped(
 ) -> list[dict[str, Any]]:
     resources: dict[Any, dict[Any, list[dict[str, Any]]]] = {}
     for item in items:
-        scopes = resources.setdefault(item.resource, {})
+        # SDK < 1.39 keeps a log record's resource in the record.
+        resource = item.resource if hasattr(item, "resource") else item.log_record.resource
+        scopes = resources.setdefault(resource, {})
         scopes.setdefault(item.instrumentation_scope, []).append(encode(item))
     return [
         _resource(

@@ -154,7 +154,7 @@ class Output:
     def event(
         self, name: str, body: str, attributes: Attributes | None = None, *, is_warning: bool = False
     ) -> None:
-        """Emit a log record with an event name."""
+        """Emit a log record with an event name; nothing where OpenTelemetry has none yet (before 1.35)."""
         if self._applications is None or os.getpid() != self._pid:
             return
         targets: list[tuple[Any, Attributes]] = []
@@ -162,15 +162,17 @@ class Output:
             targets.append((self._applications.logger, HUB.attributes))
         if self._is_ours("logs") and (own := self._begin_own()) is not None:
             targets.append((_logger(own.logger_provider), {}))
+        severity = _logs.SeverityNumber.WARN if is_warning else _logs.SeverityNumber.INFO
         for target, extra in targets:
-            record = _logs.LogRecord(
-                timestamp=time.time_ns(),
-                severity_number=_logs.SeverityNumber.WARN if is_warning else _logs.SeverityNumber.INFO,
-                body=body,
-                attributes={**(attributes or {}), **extra},
-                event_name=name,
-            )
-            target.emit(record)
+            with suppress(TypeError):
+                record = _logs.LogRecord(
+                    timestamp=time.time_ns(),
+                    severity_number=severity,
+                    body=body,
+                    attributes={**(attributes or {}), **extra},
+                    event_name=name,
+                )
+                target.emit(record)
 
     def spans_dropped(self) -> Iterator[tuple[float, Attributes]]:
         """Values of `gpumon.spans.dropped`."""
@@ -210,7 +212,8 @@ class Output:
         rank = ranks()["gpumon.rank"]
         sink: Sink
         if self._kind == "file":
-            self.run_dir, self.run_id = join_run(self._planned, self.run_id, self.service, rank)
+            began = time.time() - (time.monotonic() - self._began)
+            self.run_dir, self.run_id = join_run(self._planned, self.run_id, self.service, rank, began)
             HUB.attributes = identity(self.run_id)
             sink = FileSink(RunFiles(self.run_dir, rank))
         else:

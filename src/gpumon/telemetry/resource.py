@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 
 JOB_ID_VARIABLES = (
     "GPUMON_JOB_ID",
@@ -90,7 +90,10 @@ def resource(service: str, run_id: str) -> Resource:
     }
     if host_id := _host_id():
         attributes["host.id"] = host_id
-    return Resource.create(attributes)
+    try:
+        return Resource.create(attributes)
+    except RuntimeError:  # a process shorter than a second: at its exit the detectors' threads cannot start
+        return OTELResourceDetector().detect().merge(Resource(attributes))
 
 
 def _host_id() -> str | None:

@@ -91,8 +91,12 @@ def describe_run(directory: Path, run_id: str, service: str, command: list[str])
         run["launcher"] = _this_process()
 
 
-def join_run(directory: Path, run_id: str, service: str, rank: int) -> tuple[Path, str]:
+def join_run(
+    directory: Path, run_id: str, service: str, rank: int, started: float | None = None
+) -> tuple[Path, str]:
     """Enter this process into the run in *directory*, made when missing; returns its directory and id.
+
+    *started* is when the process began to record, in seconds since the epoch; default now.
 
     A run that is over is never continued: `<directory>-2` and so on is made instead.
 
@@ -106,8 +110,10 @@ def join_run(directory: Path, run_id: str, service: str, rank: int) -> tuple[Pat
         with edit_run(path) as run:
             if not _is_over(run):
                 own_id = run_id if number == 1 else _digest(f"{run_id} {number}")
+                begun = now() if started is None else _rfc3339(started)
+                run.setdefault("started", begun)
                 _describe(run, own_id, service, list(getattr(sys, "orig_argv", sys.argv)))
-                run["processes"].append({**_this_process(), "rank": rank, "started": now(), "ended": None})
+                run["processes"].append({**_this_process(), "rank": rank, "started": begun, "ended": None})
                 return path, str(run["id"])
         number += 1
 
@@ -130,7 +136,7 @@ def leave_run(directory: Path, note: str | None = None) -> None:
 
 def now() -> str:
     """RFC 3339, UTC, milliseconds."""
-    return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return _rfc3339(time.time())
 
 
 def start_ticks(pid: int) -> int | None:
@@ -197,6 +203,14 @@ def _lock(fd: int) -> None:
             if not isinstance(error, BlockingIOError) or time.monotonic() > deadline:
                 return
             time.sleep(0.01)
+
+
+def _rfc3339(seconds: float) -> str:
+    return (
+        datetime.fromtimestamp(seconds, timezone.utc)
+        .isoformat(timespec="milliseconds")
+        .replace("+00:00", "Z")
+    )
 
 
 def _digest(text: str) -> str:

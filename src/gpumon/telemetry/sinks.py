@@ -66,7 +66,10 @@ class OtlpSink:
 
     def _send(self, exporter: Any, batch: Any) -> bool:
         with _quiet():
-            return bool(exporter.export(batch).name == "SUCCESS")
+            try:
+                return bool(exporter.export(batch).name == "SUCCESS")
+            except Exception:  # noqa: BLE001 - whatever the transport raises (SDK < 1.33): not delivered
+                return False
 
     def close(self) -> None:
         with _quiet():

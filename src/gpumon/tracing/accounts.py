@@ -45,7 +45,8 @@ TakenFetch = tuple[int, int, int, int, int]
 
 
 class _Tracer(Protocol):
-    waiting: bool
+    @property
+    def waiting(self) -> bool: ...
 
 
 @dataclass(slots=True)
@@ -155,7 +156,8 @@ class FetchAccounts:
         if look:
             self._looked_ns = now
         with self._lock:
-            self._find_rings()
+            if self._find_rings():
+                self._sampler.wake()
             for name, ring in list(self._rings.items()):
                 # Asked before the last read, so that nothing comes after it.
                 ended = ring.has_ended() if look else ring.is_closed()
@@ -184,18 +186,20 @@ class FetchAccounts:
         for taken in fetches:
             self._link(*taken)
 
-    def _find_rings(self) -> None:
+    def _find_rings(self) -> bool:
+        """Open the files that came since the last call; whether there were any."""
         if self._folder is None:
-            return
+            return False
         try:
             changed = self._folder.path.stat().st_mtime_ns
             if changed == self._listed:
-                return
+                return False
             names = os.listdir(self._folder.path)  # noqa: PTH208
         except OSError:
-            return
+            return False
         # A file that comes within the same tick of the kernel's clock would be missed: look again later.
         self._listed = changed if time.time_ns() - changed > _COARSE_NS else 0
+        found = False
         for name in names:
             if name.endswith(SUFFIX) and name not in self._rings:
                 try:
@@ -203,9 +207,11 @@ class FetchAccounts:
                 except (OSError, ValueError):
                     continue
                 self._rings[name] = ring
+                found = True
                 identity = ring.identity
                 self._sources[identity.pid] = _Source(identity.worker_id)
                 WORKERS[identity.pid] = identity.worker_id
+        return found
 
     def _drop(self, name: str) -> None:
         ring = self._rings.pop(name)

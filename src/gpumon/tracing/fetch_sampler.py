@@ -16,7 +16,8 @@ TICK_S = 0.1
 ELSEWHERE = 5
 """While none waits, one tick in so many looks; what it sees counts as much more."""
 
-IDLE_S = 5.0  # between ticks when there was nobody to look at for as long, and nobody woke us
+IDLE_S = 5.0  # between ticks when nobody was there to look at, nor woke us, for
+IDLE_AFTER_S = 60.0  # as long as this: spawned workers take their time to begin
 MAX_READS = 16  # threads looked at per tick
 
 Fetching = tuple[int, int, int]
@@ -79,7 +80,7 @@ class FetchSampler:
                 if self.tick():
                     last = now
                 # Jittered, or it would lock onto the period of the steps.
-                pause = IDLE_S if now - last > IDLE_S else TICK_S * self._random.uniform(0.7, 1.3)
+                pause = IDLE_S if now - last > IDLE_AFTER_S else TICK_S * self._random.uniform(0.7, 1.3)
             self.cpu_ns = time.thread_time_ns()
 
     def tick(self) -> bool:

@@ -53,8 +53,8 @@ class InlineFetches:
             self._cpu = time.thread_time_ns()
         self.begin_ns = time.perf_counter_ns()
 
-    def end(self, *, got: bool = True) -> None:
-        """The fetch ended; `got`: with a batch, else by StopIteration."""
+    def end(self, got: bool = True) -> None:
+        """The fetch ended; *got*: with a batch, or an error of the data set; not with the end of the data."""
         begin = self.begin_ns
         if not begin or threading.get_ident() != self._ident:
             return

@@ -13,7 +13,12 @@ from typing import Any
 from gpumon.tracing import stamps as s
 from gpumon.tracing.records import Step, Totals
 
-ASSUME_AFTER = 8  # rounds of fetch and backward without any update ever: each is taken for a step
+ASSUME_AFTER, ASSUME_AT_END = 64, 8
+"""Rounds of fetch and backward without any update ever: from then on, or at the end, each is taken for a step.
+
+Before that they may be the micro-batches of the first step.
+"""
+BACKGROUND_AFTER = 32  # undecided fetches of a thread that trains nothing, while another one trains
 
 
 @dataclass(slots=True)
@@ -56,6 +61,7 @@ class Open:
     backwards: int = 0
     updates: int = 0
     since_update: int = 0  # backwards since the last update ended
+    has_closure: bool = False  # the last update ran backwards of its own
     update_end: int = 0
     opts: set[int] = field(default_factory=set)
     tail: list[tuple[Any, ...]] = field(default_factory=list)  # events since the last update ended
@@ -162,10 +168,8 @@ class Machine:
             return
         self.last_it = it
         self.pend.setdefault(it, Pending()).fetches.append(fetch)
-        if not self.trains and self._trains_elsewhere():
-            for pending in self.pend.values():
-                self.totals.background_fetches += len(pending.fetches)
-            self.pend.clear()
+        if not self.trains and len(self.pend[it].fetches) >= BACKGROUND_AFTER and self._trains_elsewhere():
+            self._fetched_for_others()
 
     def backward(self, begin: int) -> None:
         self._end_evaluation(begin)
@@ -199,11 +203,16 @@ class Machine:
     def update(self, begin: int, opt: int) -> None:
         self._end_evaluation(begin)
         self.trains = self.update_ever = True
-        self.rounds.clear()
         cur = self._current(begin)
+        if self.rounds:  # they were the micro-batches of the first step
+            first, self.rounds = self.rounds, []
+            cur.begin = first[0].begin
+            for earlier in reversed(first):
+                cur.fetches[:0] = earlier.fetches
+                cur.spans[:0] = earlier.spans
         again = opt in cur.opts or (opt == -1 and bool(cur.opts))
         if not self.open_updates and cur.updates and again and not self.pend:
-            if cur.since_update or not self.backward_ever:
+            if cur.since_update or cur.has_closure or not self.backward_ever:
                 cur = self._split(cur)
         cur.opts.add(opt)
         if not self.open_updates:
@@ -305,10 +314,22 @@ class Machine:
         self._end_evaluation(at)
         if self.cur is not None and self.cur.updates:
             self._close(self.cur.update_end)
+        elif self.cur is not None and self.cur.backwards and not self.update_ever:
+            self.cur.update_end = self.cur.mark
+            self.rounds.append(self.cur)
         self.cur = None
-        if not self._trains_elsewhere() and not self.trains:
-            for pending in self.pend.values():
+        if len(self.rounds) >= ASSUME_AT_END:
+            self._take_rounds()
+        if not self.trains and self._trains_elsewhere():
+            self._fetched_for_others()
+        for pending in self.pend.values():
+            if pending.stopped or not self.trains:
                 self._evaluate(pending)
+        self.pend.clear()
+
+    def _fetched_for_others(self) -> None:
+        """A thread that trains nothing fetched for one that does: no evaluation, and nobody's wait."""
+        self.totals.background_fetches += sum(len(pending.fetches) for pending in self.pend.values())
         self.pend.clear()
 
     # -- rules --------------------------------------------------------------------------------------
@@ -431,10 +452,13 @@ class Machine:
         self.bound = at
         if len(self.rounds) >= ASSUME_AFTER:
             self.assumes = True
-            rounds, self.rounds = self.rounds, []
-            for cur in rounds:
-                self.cur = cur
-                self._close(cur.update_end, assumed=True)
+            self._take_rounds()
+
+    def _take_rounds(self) -> None:
+        rounds, self.rounds = self.rounds, []
+        for cur in rounds:
+            self.cur = cur
+            self._close(cur.update_end, assumed=True)
 
     def _updated(self, begin: int, end: int) -> None:
         cur = self.cur
@@ -452,6 +476,7 @@ class Machine:
             cur.spans.append(("optimizer", at, end))
         cur.updates += 1
         cur.since_update = 0
+        cur.has_closure = any(span[0] == "backward" for span in inside)
         cur.update_end = cur.mark = end
         cur.tail = []
 

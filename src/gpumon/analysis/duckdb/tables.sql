@@ -73,3 +73,23 @@ select
     l.scope_name as "ScopeName", l.scope_version as "ScopeVersion", l.attributes as "LogAttributes",
     l.event_name as "EventName"
 from logs l join resources r using (resource_id);
+
+create macro attribute_list(source) as from_json(
+    source,
+    '[{"key":"VARCHAR","value":{"stringValue":"VARCHAR","intValue":"VARCHAR","doubleValue":"VARCHAR","boolValue":"VARCHAR"}}]'
+);
+create macro attribute_map(items) as map(
+    [item."key" for item in coalesce(items, [])],
+    [coalesce(item."value".stringValue, item."value".intValue, item."value".doubleValue, item."value".boolValue, '')
+     for item in coalesce(items, [])]
+);
+create macro at_unix(nanos) as make_timestamp_ns(try_cast(nanos as bigint));
+create macro temporality_number(name) as
+    case when name in ('2', 'AGGREGATION_TEMPORALITY_CUMULATIVE') then 2
+    when name in ('1', 'AGGREGATION_TEMPORALITY_DELTA') then 1 else 0 end;
+create macro span_kind(name) as
+    case when name in ('2', 'SPAN_KIND_SERVER') then 'Server' when name in ('3', 'SPAN_KIND_CLIENT') then 'Client'
+    when name in ('4', 'SPAN_KIND_PRODUCER') then 'Producer' when name in ('5', 'SPAN_KIND_CONSUMER') then 'Consumer'
+    when name in ('1', 'SPAN_KIND_INTERNAL') then 'Internal' else 'Unspecified' end;
+create macro status_code(name) as
+    case when name in ('1', 'STATUS_CODE_OK') then 'Ok' when name in ('2', 'STATUS_CODE_ERROR') then 'Error' else 'Unset' end;

@@ -1,0 +1,5 @@
+-- Queries need the settings join_use_nulls = 1 and aggregate_functions_null_for_empty = 1, so that what is
+-- absent is null as in DuckDB, not 0.
+create or replace function gpumon_unix_s as (t) -> toUnixTimestamp64Nano(toDateTime64(t, 9)) / 1e9;
+create or replace function gpumon_number as (s) -> toFloat64OrNull(s);
+create or replace function gpumon_nullable as (x) -> toNullable(x)

@@ -1,0 +1,26 @@
+-- The last state of every cumulative histogram.
+-- Grain:   one row per (run_id, rank, instance, metric, stage, device).
+-- Columns: total, counts, bounds, minimum, maximum [unit of the metric]; counts has one bucket more than bounds.
+create or replace view stg_histograms as
+with
+points as (
+    select
+        coalesce(nullif("ResourceAttributes"['gpumon.run.id'], ''), nullif("Attributes"['gpumon.run.id'], ''), '') as run_id,
+        cast(coalesce(gpumon_number("ResourceAttributes"['gpumon.rank']), gpumon_number("Attributes"['gpumon.rank']), 0) as integer) as rank,
+        coalesce(nullif("ResourceAttributes"['service.instance.id'], ''), nullif("ResourceAttributes"['process.pid'], ''), '') as instance,
+        "MetricName" as metric,
+        coalesce(nullif("Attributes"['gpumon.stage'], ''), '') as stage,
+        coalesce(nullif("Attributes"['gpumon.collector'], ''), '') as device,
+        gpumon_unix_s("TimeUnix") as at_s, "Count" as number, "Sum" as total, "BucketCounts" as counts,
+        "ExplicitBounds" as bounds, "Min" as minimum, "Max" as maximum
+    from otel_metrics_histogram
+),
+numbered as (
+    select
+        run_id, rank, instance, metric, stage, device, at_s, number, total, counts, bounds, minimum, maximum,
+        row_number() over (partition by run_id, rank, instance, metric, stage, device order by at_s desc) as age
+    from points
+)
+select run_id, rank, instance, metric, stage, device, at_s, number, total, counts, bounds, minimum, maximum
+from numbered
+where age = 1

@@ -1,0 +1,347 @@
+"""Writes run directories as gpumon would, from a few figures: what a training did, window by window.
+
+A recording has the catalogue's metrics as OTLP lines. `Training` holds the figures of one second; `record`
+writes a whole run of them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gpumon import metrics as m
+from gpumon.telemetry.otlp_json import attributes
+
+START_S = 1_790_000_000.0
+RUN_ID = "0123456789abcdef0123456789abcdef"
+SCOPE = {"name": "gpumon", "version": "0"}
+
+
+def resource(rank=0, instance="instance-0", run_id=RUN_ID, service="train", **extra):
+    """The resource of one process of a run."""
+    return {
+        "attributes": attributes(
+            {
+                "service.name": service,
+                "service.instance.id": instance,
+                "host.name": "node17",
+                "process.pid": 4711,
+                "gpumon.run.id": run_id,
+                "gpumon.rank": rank,
+                **extra,
+            }
+        )
+    }
+
+
+def metrics_line(at_s, points, **who):
+    """One export: *points* are (metric, value, attributes); a histogram's value is (counts, total, min, max)."""
+    at = str(round(at_s * 1e9))
+    by_metric = {}
+    for metric, value, given in points:
+        point = {"timeUnixNano": at}
+        if given:
+            point["attributes"] = attributes(given)
+        if metric.kind == "histogram":
+            counts, total, lowest, highest = value
+            point.update(
+                count=str(sum(counts)),
+                sum=total,
+                bucketCounts=[str(count) for count in counts],
+                explicitBounds=list(m.DURATION_BOUNDS),
+                min=lowest,
+                max=highest,
+            )
+        elif isinstance(value, int):
+            point["asInt"] = str(value)
+        else:
+            point["asDouble"] = value
+        by_metric.setdefault(metric, []).append(point)
+    encoded = []
+    for metric, data_points in by_metric.items():
+        data = {"dataPoints": data_points}
+        if metric.kind != "gauge":
+            data["aggregationTemporality"] = 2
+        if metric.kind == "counter":
+            data["isMonotonic"] = True
+        kind = {"gauge": "gauge", "histogram": "histogram"}.get(metric.kind, "sum")
+        encoded.append({"name": metric.name, "description": metric.description, "unit": metric.unit, kind: data})
+    return _line({"resourceMetrics": [{"resource": resource(**who), "scopeMetrics": [{"scope": SCOPE, "metrics": encoded}]}]})
+
+
+def span(name, begin_s, duration_s, trace, span_id, parent="", status=0, **given):
+    """One span as the protocol has it; attributes with `_` for `.`."""
+    encoded = {
+        "traceId": f"{trace:032x}",
+        "spanId": f"{span_id:016x}",
+        "name": name,
+        "kind": 1,
+        "startTimeUnixNano": str(round(begin_s * 1e9)),
+        "endTimeUnixNano": str(round((begin_s + duration_s) * 1e9)),
+        "attributes": attributes(given),
+        "status": {"code": status} if status else {},
+    }
+    if parent:
+        encoded["parentSpanId"] = f"{parent:016x}"
+    return encoded
+
+
+def spans_line(spans, **who):
+    return _line({"resourceSpans": [{"resource": resource(**who), "scopeSpans": [{"scope": SCOPE, "spans": spans}]}]})
+
+
+def step_spans(number, begin_s, duration_s, phases, reason="sampled", stage="train", **window):
+    """A kept step: its root and one child per phase, one after the other."""
+    root = span(
+        f"{stage}.step",
+        begin_s,
+        duration_s,
+        number,
+        number * 16,
+        **{
+            "gpumon.step.number": number,
+            "gpumon.stage": stage,
+            "gpumon.keep.reason": reason,
+            "gpumon.step.slow": reason == "slow",
+            "gpumon.step.first_of_epoch": reason == "first_of_epoch",
+            **window,
+        },
+    )
+    spans, at = [root], begin_s
+    for place, (phase, seconds) in enumerate(phases.items(), 1):
+        child = span(phase, at, seconds, number, number * 16 + place, parent=number * 16, **{"gpumon.phase": phase})
+        spans.append(child)
+        at += seconds
+    return spans
+
+
+@dataclass
+class Disk:
+    """A disk while a training reads from it: figures per second and per operation."""
+
+    name: str = "loop0"
+    type: str = "virtual"
+    await_s: float = 0.08
+    queue: float = 2.0
+    utilization: float = 1.0
+    read_bytes_per_s: float = 5e6
+    write_bytes_per_s: float = 0.0
+    reads_per_s: float | None = None  # default: what the queue gives at this latency
+    holds_dataset: bool = True
+    unloaded_s: float | None = None
+    unloaded_queue: float = 0.0
+    mount_point: str = "/data/images"
+    file_system: str = "ext4"
+
+
+@dataclass
+class Training:
+    """One second of a training, in the figures that its metrics have; change it between windows."""
+
+    step_s: float = 0.1
+    phases: dict[str, float] = field(
+        default_factory=lambda: {"data.wait": 0.7, "forward": 0.1, "backward": 0.15, "optimizer": 0.03, "other": 0.02}
+    )
+    workers: int = 2
+    prefetch: int = 2
+    batch_size: int = 32
+    persistent: bool = False
+    fetch_s: float = 0.17  # wall time of one fetch; one fetch per step
+    accounts: dict = field(default_factory=lambda: {("blocked.disk", "loop0"): 0.95, ("cpu", ""): 0.04, ("runnable", ""): 0.01})
+    own_read_bytes_per_s: float = 5e6
+    handover_fraction: float = 0.0  # of waits
+    disks: list[Disk] = field(default_factory=lambda: [Disk()])
+    trainer_cpus: float = 0.25
+    cpu_utilization: float = 0.3
+    cpus: float = 2.0
+    throttled_fraction: float | None = None  # of quota periods
+    refaulted_bytes_per_s: float = 0.0
+    limit_hits_per_s: float = 0.0
+    gpu: float | None = None
+    epochs_per_s: float = 0.05
+    first_wait_s: float = 0.0  # of each epoch's first step, on top of the regular wait
+    extra: list = field(default_factory=list)
+
+
+class Recorder:
+    """Adds up a training's figures and writes a line per window."""
+
+    def __init__(self, directory, rank=0, instance="instance-0", run_id=RUN_ID, start_s=START_S):
+        self.directory = Path(directory)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.who = {"rank": rank, "instance": instance, "run_id": run_id}
+        self.at_s = start_s
+        self.sums = {}
+        self.counts = [0] * (len(m.DURATION_BOUNDS) + 1)
+        self.durations = [0.0, float("inf"), 0.0]
+        self.metrics = self.directory / f"metrics.{rank}.4711.jsonl"
+        self.traces = self.directory / f"traces.{rank}.4711.jsonl"
+
+    def add(self, metric, value, **given):
+        """Add to a counter."""
+        key = (metric, tuple(sorted((name, worth) for name, worth in given.items() if worth != "")))
+        self.sums[key] = self.sums.get(key, 0) + value
+
+    def window(self, training, seconds=1.0):
+        """One window of *seconds* in which *training* went on."""
+        self.at_s += seconds
+        for metric, value, given in _sums(training, seconds):
+            self.add(metric, value, **given)
+        steps = round(seconds / training.step_s)
+        bucket = next((i for i, bound in enumerate(m.DURATION_BOUNDS) if training.step_s <= bound), len(m.DURATION_BOUNDS))
+        self.counts[bucket] += steps
+        self.durations[0] += steps * training.step_s
+        self.durations[1] = min(self.durations[1], training.step_s)
+        self.durations[2] = max(self.durations[2], training.step_s)
+        points = [(metric, value, dict(given)) for (metric, given), value in self.sums.items()]
+        points += _gauges(training)
+        points.append((m.STEP_DURATION, (list(self.counts), *self.durations), {m.STAGE: "train"}))
+        self.write(points + training.extra)
+        return self
+
+    def write(self, points):
+        """Append one export to the metrics file."""
+        with open(self.metrics, "a") as file:
+            file.write(metrics_line(self.at_s, points, **self.who))
+
+    def write_spans(self, spans):
+        with open(self.traces, "a") as file:
+            file.write(spans_line(spans, **self.who))
+
+
+def record(directory, training=None, seconds=20, window_s=1.0, **run):
+    """A whole run: *seconds* windows of *training*, and `run.json`."""
+    training = training or Training()
+    recorder = Recorder(directory)
+    for _ in range(round(seconds / window_s)):
+        recorder.window(training, window_s)
+    write_run(directory, ended_s=recorder.at_s, **run)
+    return Path(directory)
+
+
+def write_run(directory, ended_s=None, **given):
+    """`run.json` of a run that ended by itself, or as *given*."""
+    run = {
+        "schema": "gpumon.run/1",
+        "id": RUN_ID,
+        "service": "train",
+        "started": _rfc3339(START_S),
+        "ended": _rfc3339(ended_s) if ended_s else None,
+        "host": "node17",
+        "command": ["python", "train.py"],
+        "exit_code": 0,
+        "signal": None,
+        "processes": [],
+        "dropped": {"traces": 0, "metrics": 0, "logs": 0},
+        "not_recorded": [],
+        **given,
+    }
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    Path(directory, "run.json").write_text(json.dumps(run))
+
+
+def _sums(t, seconds):
+    stage = {m.STAGE: "train"}
+    steps = round(seconds / t.step_s)
+    epochs = t.epochs_per_s * seconds
+    first_wait = epochs * t.first_wait_s
+    step_s = steps * t.step_s
+    yield m.STEP_COUNT, steps, stage
+    yield m.SAMPLE_COUNT, steps * t.batch_size, stage
+    yield m.EPOCH_COUNT, epochs, stage
+    yield m.STEP_FAILURES, 0, stage
+    yield m.STEP_TIME, step_s + first_wait, stage
+    for phase, share in t.phases.items():
+        yield m.PHASE_TIME, share * step_s + (first_wait if phase == "data.wait" else 0.0), {**stage, m.PHASE: phase}
+    yield m.FIRST_OF_EPOCH_COUNT, epochs, stage
+    wait = t.phases.get("data.wait", 0.0) * t.step_s
+    yield m.FIRST_OF_EPOCH_WAIT_TIME, first_wait + epochs * wait, stage
+    yield m.FIRST_OF_EPOCH_STEP_TIME, first_wait + epochs * t.step_s, stage
+    yield m.HANDOVER_TIME, t.handover_fraction * t.phases.get("data.wait", 0.0) * step_s, {}
+    for worker in range(t.workers) or [-1]:
+        share = steps / (t.workers or 1)
+        yield m.FETCH_COUNT, share, {m.WORKER_ID: worker}
+        for (account, where), part in t.accounts.items():
+            given = {m.FETCH_ACCOUNT: account, m.WORKER_ID: worker}
+            key = {"blocked.disk": m.SYSTEM_DEVICE, "blocked.network_fs": m.FETCH_FILE_SYSTEM, "blocked.other": m.FETCH_CALL}
+            if where:
+                given[key[account]] = where
+            yield m.FETCH_TIME, part * share * t.fetch_s, given
+    for disk in t.disks:
+        at = {m.SYSTEM_DEVICE: disk.name}
+        reads = (disk.queue / disk.await_s if disk.reads_per_s is None else disk.reads_per_s) * seconds
+        if disk.holds_dataset:
+            yield m.FETCH_READ, t.own_read_bytes_per_s * seconds, at
+        for direction, size, operations in (("read", disk.read_bytes_per_s, reads), ("write", disk.write_bytes_per_s, 0)):
+            yield m.DISK_IO, size * seconds, {**at, m.DISK_IO_DIRECTION: direction}
+            yield m.DISK_OPERATIONS, operations, {**at, m.DISK_IO_DIRECTION: direction}
+            yield m.DISK_OPERATION_TIME, operations * disk.await_s, {**at, m.DISK_IO_DIRECTION: direction}
+    yield m.PROCESS_CPU_TIME, t.trainer_cpus * seconds, {m.PROCESS_ROLE: "trainer", m.CPU_MODE: "user"}
+    if t.throttled_fraction is not None:
+        yield m.CPU_PERIODS, 10 * seconds, {}
+        yield m.CPU_THROTTLED_PERIODS, 10 * seconds * t.throttled_fraction, {}
+    if t.refaulted_bytes_per_s:
+        yield m.MEMORY_REFAULTS, t.refaulted_bytes_per_s / 4096 * seconds, {}
+        yield m.MEMORY_LIMIT_HITS, t.limit_hits_per_s * seconds, {}
+
+
+def _gauges(t):
+    points = [
+        (m.LOADER_WORKERS, t.workers, {}),
+        (m.LOADER_PREFETCH, t.prefetch, {}),
+        (m.LOADER_BATCH_SIZE, t.batch_size, {}),
+        (m.LOADER_PERSISTENT, int(t.persistent), {}),
+        (m.CPU_USABLE, t.cpus, {}),
+        (m.CPU_UTILIZATION, t.cpu_utilization, {m.CPU_MODE: "user"}),
+        (m.CPU_UTILIZATION, 1 - t.cpu_utilization, {m.CPU_MODE: "idle"}),
+        (m.COLLECTOR_UP, 1, {m.COLLECTOR: "disk"}),
+    ]
+    if t.gpu is not None:
+        points.append((m.GPU_UTILIZATION, t.gpu, {m.HW_ID: "GPU-0", m.GPU_INDEX: 0, "hw.gpu.task": "general"}))
+    for disk in t.disks:
+        at = {m.SYSTEM_DEVICE: disk.name}
+        if disk.queue or disk.reads_per_s:
+            points.append((m.DISK_AWAIT, disk.await_s, {**at, m.DISK_IO_DIRECTION: "read"}))
+        points += [
+            (m.DISK_QUEUE_LENGTH, disk.queue, at),
+            (m.DISK_UTILIZATION, disk.utilization, at),
+            (
+                m.DISK_INFO,
+                1,
+                {
+                    **at,
+                    m.DISK_TYPE: disk.type,
+                    m.DISK_HOLDS_DATASET: disk.holds_dataset,
+                    m.SYSTEM_FILESYSTEM_MOUNTPOINT: disk.mount_point,
+                    m.SYSTEM_FILESYSTEM_TYPE: disk.file_system,
+                },
+            ),
+        ]
+        if disk.holds_dataset:
+            points.append(
+                (
+                    m.DATASET_INFO,
+                    1,
+                    {
+                        **at,
+                        m.DATA_PATH: disk.mount_point,
+                        m.STORAGE_KIND: "block",
+                        m.SYSTEM_FILESYSTEM_MOUNTPOINT: disk.mount_point,
+                        m.SYSTEM_FILESYSTEM_TYPE: disk.file_system,
+                    },
+                )
+            )
+        if disk.unloaded_s is not None:
+            points += [(m.DISK_UNLOADED_AWAIT, disk.unloaded_s, at), (m.DISK_UNLOADED_QUEUE, disk.unloaded_queue, at)]
+    return points
+
+
+def _line(content):
+    return json.dumps(content, separators=(",", ":")) + "\n"
+
+
+def _rfc3339(at_s):
+    from datetime import datetime, timezone
+
+    return datetime.fromtimestamp(at_s, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
