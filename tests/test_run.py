@@ -427,6 +427,17 @@ def test_environment_without_gpumon_is_named_with_the_repair(tmp_path):
     assert run_json(tmp_path)["not_recorded"] == [said[0].removeprefix("gpumon: not recorded: ")]
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("GPUMON_EXPORT", "none"), ("OTEL_SDK_DISABLED", "true"), ("OTEL_METRICS_EXPORTER", "none")],
+)
+def test_a_setting_that_keeps_everything_out_is_named(tmp_path, variable, value):
+    """The user's own variables keep their meaning, and the line says which one it was."""
+    done = record("true", cwd=tmp_path, environment={variable: value})
+
+    assert f"gpumon: nothing was recorded: {variable}={value} -> unset {variable}\n" in done.stderr
+
+
 # -- The recording ------------------------------------------------------------------------------------
 
 

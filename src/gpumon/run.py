@@ -22,6 +22,12 @@ NOT_RECORDED = "not-recorded.txt"
 """Where the hook leaves the reason why an interpreter could not be recorded."""
 
 _PYTHON = re.compile(r"(python|pypy)[\d.]*$")
+_SETTINGS = {
+    "GPUMON_EXPORT": ("otlp", "none"),
+    "OTEL_SDK_DISABLED": ("true",),
+    "OTEL_METRICS_EXPORTER": ("none",),
+}
+"""Variables of the user's that keep everything out of a run directory."""
 _OPTION = re.compile(r"-([bBdEhiIOPqRsSuvVx]*)([cmWX].*)?", re.DOTALL)
 
 
@@ -198,9 +204,9 @@ def _why_nothing(directory: Path, obstacle: str | None) -> str:
         return reasons[0]
     if obstacle:
         return obstacle.partition(" -> ")[0]
-    export = os.environ.get("GPUMON_EXPORT", "file")
-    if export not in ("file", "auto"):
-        return f"GPUMON_EXPORT={export} -> unset GPUMON_EXPORT"
+    for variable, keeping_out in _SETTINGS.items():
+        if (value := os.environ.get(variable, "").lower()) in keeping_out:
+            return f"{variable}={value} -> unset {variable}"
     if read_run(directory).get("processes"):
         return "the command ended before its first reading"
     keeping_out = "sudo, containers and `python -I` keep gpumon out"

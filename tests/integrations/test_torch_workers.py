@@ -46,7 +46,8 @@ class Trainer:
         idx = 0
         while True:
             self.waiting = True
-            account = self.account if loader.num_workers == 0 else None
+            inline = self.account if loader.num_workers == 0 else None
+            account = inline if inline is not None and inline.armed else None
             if account is not None:
                 account.begin()
             begin = time.perf_counter_ns()
@@ -60,6 +61,9 @@ class Trainer:
                 end = time.perf_counter_ns()
                 if account is not None:
                     account.end(got=got)
+                elif inline is not None and got:
+                    inline.count += 1
+                    inline.wall_ns += end - begin
                 self.waiting = False
             self.taken.append((self.serial, generation, idx, begin, end))
             idx += 1

@@ -113,7 +113,6 @@ def _patch_fetch(torch: Any, tracer: StepTracer) -> None:
     states = tracer._stamps
     ident = threading.get_ident
     fetches = tracer.fetches
-    multi = torch.utils.data.dataloader._MultiProcessingDataLoaderIter
 
     def __next__(self: Any) -> Any:
         if not tracer.on:
@@ -128,8 +127,9 @@ def _patch_fetch(torch: Any, tracer: StepTracer) -> None:
             finally:
                 st.log.append((s.PHASE, "data.wait", begin, clock()))
         st.in_fetch = True
-        account = tracer.account if not getattr(self, "_num_workers", 0) else None
-        if account is not None:
+        account = inline = None
+        if not self._num_workers and (inline := tracer.account) is not None and inline.armed:
+            account = inline
             account.begin()
         begin = clock()
         try:
@@ -147,6 +147,9 @@ def _patch_fetch(torch: Any, tracer: StepTracer) -> None:
         st.in_fetch = False
         if account is not None:
             account.end()
+        elif inline is not None:
+            inline.count += 1
+            inline.wall_ns += end - begin
         try:
             number = self._gpumon_number
         except AttributeError:
@@ -169,7 +172,7 @@ def _patch_fetch(torch: Any, tracer: StepTracer) -> None:
         else:
             st.n = 0
             st.log.append((s.FETCH, begin, end, None, number, False, samples))
-        if isinstance(self, multi) and getattr(self, "_in_order", True):  # else the index is not the batch's
+        if self._num_workers and getattr(self, "_in_order", True):  # else the index is not the batch's
             fetches.append((self._gpumon_serial, self._gpumon_generation, self._rcvd_idx - 1, begin, end))
         return batch
 

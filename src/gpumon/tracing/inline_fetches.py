@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 import os
-import random
 import threading
 import time
 from collections import deque
 
 from gpumon.tracing.fetch_ring import Fetch, ThreadClock
 
-FULL_NS = 1_000_000
-"""A mean fetch of at least this gets an account each; below, one in so many that this much lies between."""
+FULL_NS = 300_000
+"""A mean fetch of at least this gets an account each; shorter ones are sampled, for an account costs 10 µs."""
 
-_MAX_EVERY = 64
 _BACKLOG = 20_000  # accounts kept while nobody takes them
 
 
 class InlineFetches:
-    """Counts and times all fetches of one thread, and takes the full account of some of them.
+    """Takes full accounts of fetches in one thread: of all of them, or of one after each `take`.
 
-    `begin` and `end` are called in the training thread around each fetch; `take` by one other thread. With
-    several training threads only the one that came first is watched, until it ends.
+    In the training thread, `begin` and `end` are called around a fetch while `armed`; around another one only its
+    count and its time are added to `count` and `wall_ns`. `take` is called by one other thread. With several
+    training threads only the one that came first is watched, until it ends.
     """
 
     def __init__(self) -> None:
-        self.begin_ns = 0  # of the fetch in progress; 0: none
+        self.begin_ns = 0  # of the fetch in progress; 0: none, or none that is accounted
         self.thread = 0  # native id of the thread that is watched; 0: none yet
+        self.armed = True
+        self.count = self.wall_ns = 0
         self._ident = 0
         self._clock: ThreadClock | None = None
-        self._random = random.Random().random  # never the global one: its state is the user's
-        self._every = 1
-        self._left = 0
-        self._full = False
+        self._all = False
         self._cpu = self._runnable = self._read = 0
-        self._count = self._wall_ns = 0
         self._taken = (0, 0)
         self._accounts: deque[Fetch] = deque(maxlen=_BACKLOG)
 
@@ -42,15 +39,11 @@ class InlineFetches:
         """A fetch begins."""
         if threading.get_ident() != self._ident and not self._adopt():
             return
-        if self._left:
-            self._left -= 1
-        else:
-            self._full = True
-            clock = self._clock
-            assert clock is not None
-            self._read = clock.read_bytes()
-            self._runnable = clock.runnable_ns()
-            self._cpu = time.thread_time_ns()
+        clock = self._clock
+        assert clock is not None
+        self._read = clock.read_bytes()
+        self._runnable = clock.runnable_ns()
+        self._cpu = time.thread_time_ns()
         self.begin_ns = time.perf_counter_ns()
 
     def end(self, got: bool = True) -> None:
@@ -60,33 +53,28 @@ class InlineFetches:
             return
         end = time.perf_counter_ns()
         self.begin_ns = 0
+        clock = self._clock
+        assert clock is not None
+        cpu = time.thread_time_ns() - self._cpu
+        runnable = clock.runnable_ns() - self._runnable
+        read = clock.read_bytes() - self._read
         if got:
-            self._wall_ns += end - begin
-            self._count += 1
-        if self._full:
-            self._full = False
-            clock = self._clock
-            assert clock is not None
-            cpu = time.thread_time_ns() - self._cpu
-            runnable = clock.runnable_ns() - self._runnable
-            read = clock.read_bytes() - self._read
-            if got:
-                self._accounts.append(Fetch(begin, end, cpu, runnable, read, -1, 0))
-            # At random, or it would lock onto a period of the loop.
-            self._left = int(self._random() * (2 * self._every - 1))
+            self.count += 1
+            self.wall_ns += end - begin
+            self._accounts.append(Fetch(begin, end, cpu, runnable, read, -1, 0))
+        self.armed = self._all
 
     def take(self) -> tuple[list[Fetch], int, int]:
         """Since the last call: the accounts taken, the number of all fetches, and their wall time [ns]."""
         accounts = []
         while self._accounts:
             accounts.append(self._accounts.popleft())
-        count, wall_ns = self._count, self._wall_ns
-        before, self._taken = self._taken, (count, wall_ns)
-        count -= before[0]
-        wall_ns -= before[1]
+        before, self._taken = self._taken, (self.count, self.wall_ns)
+        count, wall = self._taken[0] - before[0], self._taken[1] - before[1]
         if count:
-            self._every = max(1, min(_MAX_EVERY, FULL_NS * count // max(wall_ns, 1)))
-        return accounts, count, wall_ns
+            self._all = wall >= FULL_NS * count
+        self.armed = True
+        return accounts, count, wall
 
     def _adopt(self) -> bool:
         """Watch the calling thread, when the one watched so far is gone."""

@@ -40,7 +40,11 @@ class LoaderSettings:
 
 
 class FetchAccount(Protocol):
-    """Takes account of a fetch in the training thread."""
+    """Takes account of fetches in the training thread: `begin` and `end` while `armed`, else the two sums."""
+
+    armed: bool
+    count: int
+    wall_ns: int
 
     def begin(self) -> None: ...
     def end(self, got: bool = True) -> None: ...

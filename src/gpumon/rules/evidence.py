@@ -1,0 +1,197 @@
+"""What rules judge: plain values over one stretch of training, from rows of views or from live counters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from gpumon.rules import thresholds as limit
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Sums over all training steps. The parts that began an epoch are counted in the sums, and apart."""
+
+    count: int = 0
+    time_s: float = 0.0
+    phases: Mapping[str, float] = field(default_factory=dict)  # seconds; they add up to time_s
+    first_count: int = 0
+    first_wait_s: float = 0.0
+    first_time_s: float = 0.0
+
+    @property
+    def wait_s(self) -> float:
+        return self.phases.get("data.wait", 0.0)
+
+    @property
+    def wait_fraction(self) -> float:
+        return share(self.wait_s, self.time_s)
+
+    @property
+    def first_fraction(self) -> float:
+        """Share of all waits that were for the first batch of an epoch."""
+        return share(self.first_wait_s, self.wait_s)
+
+    @property
+    def steady(self) -> Steps:
+        """The same without the steps that began an epoch; itself where there are no others."""
+        if not self.first_count or self.first_count >= self.count:
+            return self
+        rest = max(self.time_s - self.first_time_s, 0.0)
+        wait = min(max(self.wait_s - self.first_wait_s, 0.0), rest)
+        # Of an epoch's first step only the wait is known apart; its other phases are as in any step.
+        others = {name: seconds for name, seconds in self.phases.items() if name != "data.wait"}
+        scale = share(rest - wait, sum(others.values()))
+        phases = {name: seconds * scale for name, seconds in others.items()}
+        return Steps(self.count - self.first_count, rest, {"data.wait": wait, **phases})
+
+    def fraction(self, *phases: str) -> float:
+        return share(sum(self.phases.get(phase, 0.0) for phase in phases), self.time_s)
+
+
+@dataclass(frozen=True)
+class Account:
+    """Seconds of fetches on one account (`gpumon.fetch.account`); "" where a field says nothing."""
+
+    account: str
+    seconds: float
+    device: str = ""
+    call: str = ""
+    file_system: str = ""
+
+
+@dataclass(frozen=True)
+class Fetches:
+    """What fetching batches cost while the training waited for data."""
+
+    count: float = 0.0
+    accounts: Sequence[Account] = ()
+    duty: float | None = None  # wall time of fetches ÷ (workers × time); the training thread alone is one worker
+    handover_fraction: float = 0.0  # of the waits that were for no first batch: after the batch was ready
+
+    @property
+    def wall_s(self) -> float:
+        return sum(item.seconds for item in self.accounts)
+
+    @property
+    def mean_s(self) -> float:
+        return share(self.wall_s, self.count)
+
+    def fraction(self, *accounts: str, device: str | None = None) -> float:
+        seconds = sum(
+            item.seconds
+            for item in self.accounts
+            if item.account in accounts and (device is None or item.device == device)
+        )
+        return share(seconds, self.wall_s)
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A block device while the training waited for data. None: not known."""
+
+    name: str
+    type: str | None = None  # NVMe, SSD, HDD, virtual
+    holds_dataset: bool = True
+    mount_point: str | None = None
+    file_system: str | None = None
+    seconds: float = 0.0  # the time that the sums below are over
+    await_s: float | None = None  # of reads
+    queue: float | None = None
+    read_time_s: float | None = None  # Σ time of reads
+    read_bytes: float = 0.0
+    write_bytes: float = 0.0
+    own_read_bytes: float | None = None
+    own_write_bytes: float | None = None
+    best_read_bytes_per_s: float | None = None  # best window of the run
+    unloaded_s: float | None = None  # measured before the loader started
+    unloaded_queue: float = 0.0
+    quiet_s: float | None = None  # mean await of its own windows with an almost empty queue
+    limits: Sequence[tuple[str, float, str]] = ()  # (unit, value, the file that sets it)
+
+    @property
+    def floor_s(self) -> float:
+        return limit.LATENCY_FLOOR_S.get(self.type or "", limit.LATENCY_FLOOR_S["SSD"])
+
+    @property
+    def read_bytes_per_s(self) -> float:
+        return share(self.read_bytes, self.seconds)
+
+    @property
+    def baseline(self) -> tuple[float, str] | None:
+        """Its latency when nobody queues, and where that comes from."""
+        if self.unloaded_s is not None and self.unloaded_queue <= limit.QUIET_PROBE * (self.queue or 0.0):
+            return self.unloaded_s, "measured before the loader started"
+        if self.quiet_s is not None:
+            return self.quiet_s, "own quiet baseline"
+        return None
+
+    @property
+    def not_ours_fraction(self) -> float | None:
+        """Share of its bytes that are not this run's reads."""
+        total = self.read_bytes + self.write_bytes
+        if self.own_read_bytes is None or not total:
+            return None
+        return max(0.0, 1.0 - self.own_read_bytes / total)
+
+    @property
+    def own_writes_fraction(self) -> float:
+        """Share of the bytes that are not this run's reads which this run wrote."""
+        others = self.read_bytes + self.write_bytes - (self.own_read_bytes or 0.0)
+        return min(1.0, share(min(self.own_write_bytes or 0.0, self.write_bytes), others))
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The host and the process tree. None: not known."""
+
+    cpus: float | None = None  # usable: affinity and quota
+    quota_cpus: float | None = None
+    quota_source: str = ""
+    throttled_fraction: float | None = None  # of quota periods
+    trainer_cpu_s: float | None = None  # over all steps' time
+    read_bytes: float = 0.0  # that fetches made devices read
+    refaulted_bytes: float = 0.0
+    memory_limit_hits: float = 0.0
+    memory_limit_bytes: float | None = None
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Settings of the loader that feeds the steps. None: not seen."""
+
+    workers: int | None = None
+    prefetch: int | None = None
+    batch_size: int | None = None
+    persistent: bool | None = None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that a verdict rests on. Times of the stretch are seconds since the run's start."""
+
+    run_s: float = 0.0
+    steps: Steps = Steps()
+    fetches: Fetches = Fetches()
+    disks: Mapping[str, Disk] = field(default_factory=dict)
+    machine: Machine = Machine()
+    loader: Loader = Loader()
+    gpu_busy: float | None = None  # mean over the GPUs that the run used; None: not known
+    blind: Mapping[str, str] = field(default_factory=dict)  # collector -> why it saw nothing
+    from_s: float | None = None
+    to_s: float | None = None
+
+    @property
+    def compute_s_per_step(self) -> float:
+        """What a step takes when no data is waited for."""
+        steady = self.steps.steady
+        return share(steady.time_s - steady.wait_s, steady.count)
+
+    @property
+    def read_bytes_per_step(self) -> float:
+        return share(self.machine.read_bytes, self.steps.count)
+
+
+def share(part: float, whole: float) -> float:
+    """*part* ÷ *whole*; 0 of nothing."""
+    return part / whole if whole > 0 else 0.0
