@@ -204,12 +204,7 @@ class Machine:
         self._end_evaluation(begin)
         self.trains = self.update_ever = True
         cur = self._current(begin)
-        if self.rounds:  # they were the micro-batches of the first step
-            first, self.rounds = self.rounds, []
-            cur.begin = first[0].begin
-            for earlier in reversed(first):
-                cur.fetches[:0] = earlier.fetches
-                cur.spans[:0] = earlier.spans
+        self._join_rounds(cur)
         again = opt in cur.opts or (opt == -1 and bool(cur.opts))
         if not self.open_updates and cur.updates and again and not self.pend:
             if cur.since_update or cur.has_closure or not self.backward_ever:
@@ -232,6 +227,9 @@ class Machine:
 
     def scaler_begin(self, begin: int) -> None:
         self._end_evaluation(begin)
+        self.update_ever = True  # or one that is skipped, which is as good for telling where steps end
+        if self.cur is not None:
+            self._join_rounds(self.cur)
         self.scaler, self.scaler_updates = begin, self.cur.updates if self.cur else 0
 
     def scaler_end(self, end: int) -> None:
@@ -314,6 +312,8 @@ class Machine:
         self._end_evaluation(at)
         if self.cur is not None and self.cur.updates:
             self._close(self.cur.update_end)
+        elif self.cur is not None and self.cur.failed:
+            self._close(self.cur.mark)
         elif self.cur is not None and self.cur.backwards and not self.update_ever:
             self.cur.update_end = self.cur.mark
             self.rounds.append(self.cur)
@@ -454,6 +454,14 @@ class Machine:
             self.assumes = True
             self._take_rounds()
 
+    def _join_rounds(self, cur: Open) -> None:
+        """An update after all: the rounds before it were the micro-batches of the first step."""
+        rounds, self.rounds = self.rounds, []
+        for earlier in reversed(rounds):
+            cur.begin = earlier.begin
+            cur.fetches[:0] = earlier.fetches
+            cur.spans[:0] = earlier.spans
+
     def _take_rounds(self) -> None:
         rounds, self.rounds = self.rounds, []
         for cur in rounds:
@@ -563,9 +571,9 @@ def sums(begin: int, end: int, spans: list[tuple[str, int, int]]) -> dict[str, i
 def tile(
     begin: int, end: int, spans: list[tuple[str, int, int]], phases: list[tuple[str, int, int]]
 ) -> list[tuple[str, int, int]]:
-    """Spans that do not overlap, within the step: the user's phases first, then the measured parts."""
+    """Spans that do not overlap, within the step: the user's phases (inner ones come first), then the measured parts."""
     result: list[tuple[str, int, int]] = []
-    for name, from_, to in [*reversed(phases), *sorted(spans, key=lambda span: (span[0] == "forward", span[1]))]:
+    for name, from_, to in [*phases, *sorted(spans, key=lambda span: (span[0] == "forward", span[1]))]:
         pieces = [(max(from_, begin), min(to, end))]
         for _, taken_from, taken_to in result:
             pieces = [
