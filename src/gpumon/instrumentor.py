@@ -36,7 +36,7 @@ from gpumon.tracing.accounts import FetchAccounts
 from gpumon.tracing.guard import guard
 from gpumon.tracing.readings import TrainingReadings
 from gpumon.tracing.records import Buckets, Step
-from gpumon.tracing.spans import Clock, RunSpan, emit_step
+from gpumon.tracing.spans import Clock, RunSpan, emit_fetch, emit_step
 from gpumon.tracing.steps import StepTracer
 
 logger = logging.getLogger(__name__)
@@ -178,8 +178,11 @@ class Recording:
             while self._settling and (last or self._settling[0].end_ns < until):
                 step = self._settling.popleft()
                 window = self._window(step.begin_ns / 1e9, step.end_ns / 1e9)
+                fetches = [self._accounts.fetch_of(end) for phase, _, end in step.spans if phase == "data.wait"]
                 for tracer, extra in self._output.tracers():
-                    emit_step(tracer, step, self._clock, window, extra)
+                    span = emit_step(tracer, step, self._clock, window, extra)
+                    for worker_id, fetch in filter(None, fetches):
+                        emit_fetch(tracer, span, worker_id, fetch, self._clock, extra)
             train = self._tracer.totals.stages.get("train")
             self._run_span.rotate(self._output.tracers, {"gpumon.run.steps": train.steps if train else 0}, force=last)
             self._cpu_ns += time.thread_time_ns() - began

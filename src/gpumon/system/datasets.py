@@ -109,7 +109,10 @@ class Datasets:
         """
         found = paths_of(dataset, storage_map=self._storage_map)
         for path in found:
-            self.add_path(path, named=False)
+            if os.path.isfile(path):  # noqa: PTH113
+                self.add_file(path, self._storage_map.of_path(path))
+            else:
+                self.add_path(path, named=False)
         self.measure()
         return found
 

@@ -94,7 +94,8 @@ class FetchAccounts:
         self._pool: dict[WaitPoint, float] = defaultdict(float)
         self._looked_ns = 0  # when workers were last looked after
         self._faded_ns = time.perf_counter_ns()
-        self._records: OrderedDict[tuple[int, int, int], int] = OrderedDict()
+        self._records: OrderedDict[tuple[int, int, int], tuple[int, Fetch]] = OrderedDict()
+        self._used: OrderedDict[int, tuple[int, Fetch]] = OrderedDict()  # by the end of the wait for the batch
         self._folder: FetchFolder | None = None
         self._listed = 0  # st_mtime_ns of the folder when it was listed last
         self._added: set[Storage] = set()
@@ -143,6 +144,10 @@ class FetchAccounts:
             if self._folder is not None:
                 self._folder.remove()
                 self._folder = None
+
+    def fetch_of(self, wait_end_ns: int) -> tuple[int, Fetch] | None:
+        """(worker id, fetch) of the batch that a wait of the training thread ended with; None: not known (any more)."""
+        return self._used.get(wait_end_ns)
 
     # -- background thread --------------------------------------------------------------------------
 
@@ -235,7 +240,7 @@ class FetchAccounts:
         source.wall_ns += sum(fetch.end_ns - fetch.begin_ns for fetch in fetches)
         serial = ring.identity.serial
         for fetch in fetches:
-            self._records[serial, fetch.generation, fetch.idx] = fetch.end_ns
+            self._records[serial, fetch.generation, fetch.idx] = (source.worker_id, fetch)
         while len(self._records) > _LINKED:
             self._records.popitem(last=False)
 
@@ -249,9 +254,13 @@ class FetchAccounts:
         source.wall_ns += wall_ns
 
     def _link(self, serial: int, generation: int, idx: int, begin_ns: int, end_ns: int) -> None:
-        ready_ns = self._records.pop((serial, generation, idx), None)
-        if ready_ns is None:
+        record = self._records.pop((serial, generation, idx), None)
+        if record is None:
             return
+        ready_ns = record[1].end_ns
+        self._used[end_ns] = record
+        while len(self._used) > _LINKED:
+            self._used.popitem(last=False)
         self.totals.ready_age.add(max(0, begin_ns - ready_ns) / 1e9)
         if idx > 0:
             self.totals.handover_s += max(0, end_ns - max(begin_ns, ready_ns)) / 1e9

@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
+from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
 
+from gpumon import metrics as m
+from gpumon.tracing.fetch_ring import Fetch
 from gpumon.tracing.records import Step
 
 RUN_SPAN_S = 600.0
@@ -89,6 +91,26 @@ def emit_step(
         root.set_status(Status(StatusCode.ERROR, step.failed))
     root.end(clock.wall(step.end_ns))
     return root
+
+
+def emit_fetch(
+    tracer: Tracer, step: Span, worker_id: int, fetch: Fetch, clock: Clock, extra: Mapping[str, Any]
+) -> None:
+    """End a span over the fetch of a batch in its worker, linked to the step that used the batch."""
+    span = tracer.start_span(
+        "data.fetch",
+        context=Context(),
+        links=[Link(step.get_span_context())],
+        attributes={
+            m.WORKER_ID: worker_id,
+            "gpumon.fetch.cpu.time": fetch.cpu_ns / 1e9,
+            "gpumon.fetch.runnable.time": fetch.runnable_ns / 1e9,
+            "gpumon.fetch.read": fetch.read_bytes,
+            **extra,
+        },
+        start_time=clock.wall(fetch.begin_ns),
+    )
+    span.end(clock.wall(fetch.end_ns))
 
 
 class RunSpan:
