@@ -177,6 +177,7 @@ class Evidence:
     machine: Machine = Machine()
     loader: Loader = Loader()
     gpu_busy: float | None = None  # mean over the GPUs that the run used; None: not known
+    read_bytes_per_step: float = 0.0  # that really came from storage
     blind: Mapping[str, str] = field(default_factory=dict)  # collector -> why it saw nothing
     from_s: float | None = None
     to_s: float | None = None
@@ -186,10 +187,6 @@ class Evidence:
         """What a step takes when no data is waited for."""
         steady = self.steps.steady
         return share(steady.time_s - steady.wait_s, steady.count)
-
-    @property
-    def read_bytes_per_step(self) -> float:
-        return share(self.machine.read_bytes, self.steps.count)
 
 
 def share(part: float, whole: float) -> float:

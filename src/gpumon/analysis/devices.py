@@ -1,0 +1,114 @@
+"""The devices of a run, with the mean and the peak of their readings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpumon.analysis.gather import Gathered
+from gpumon.analysis.rows import Devices, Series, When
+
+BUSY_DISK = 0.01
+"""Disks that hold no data set and were never busier than this are left out."""
+
+
+def devices_of(gathered: Gathered) -> list[dict[str, Any]]:
+    """Disks (those of the data set first), other storage of the data set, GPUs, the CPU."""
+    disks = [_disk(name, gathered) for name in gathered.evidence.disks]
+    shown = [disk for disk in disks if disk["holds_dataset"] or _is_busy(disk)]
+    shown.sort(key=lambda disk: (not disk["holds_dataset"], -_mean(disk, "utilization"), disk["id"]))
+    return [*shown, *_other_storage(gathered), *_gpus(gathered), *_cpu(gathered)]
+
+
+def _disk(name: str, gathered: Gathered) -> dict[str, Any]:
+    devices, lengths = gathered.devices, gathered.lengths
+    disk, info = gathered.evidence.disks[name], gathered.disks.get(name, {})
+    found: dict[str, Any] = {
+        "type": "disk",
+        "id": name,
+        "holds_dataset": disk.holds_dataset,
+        "model": info.get("model"),
+        "kind": disk.type,
+        "file_system": disk.file_system,
+        "mount_point": disk.mount_point,
+        "disks": info["parents"].split(",") if info.get("parents") else None,
+    }
+    await_s = devices.ratio("system.disk.operation_time", "system.disk.operations", name, "read")
+    gauge = devices.get("gpumon.disk.await", name, "read")
+    mean = await_s if await_s is not None else gauge.mean(lengths)
+    if mean is not None:
+        found["await_s"] = {"mean": mean, "peak": _peak(gauge, mean)}
+    if disk.baseline is not None:
+        found["unloaded_await_s"] = disk.baseline[0]
+    for key, series in (
+        ("read_bytes_per_s", devices.get("system.disk.io", name, "read")),
+        ("write_bytes_per_s", devices.get("system.disk.io", name, "write")),
+        ("queue_length", devices.get("gpumon.disk.queue.length", name)),
+        ("utilization", devices.get("gpumon.disk.utilization", name)),
+    ):
+        if (reading := _reading(series, lengths)) is not None:
+            found[key] = reading
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _other_storage(gathered: Gathered) -> list[dict[str, Any]]:
+    places = {
+        (row["kind"], row["mount_point"] or row["path"], row["file_system"])
+        for row in gathered.datasets
+        if not row["device"] and (row["mount_point"] or row["path"])
+    }
+    return [
+        {"type": "storage", "id": place, "holds_dataset": True, "kind": kind, "file_system": file_system}
+        for kind, place, file_system in sorted(places, key=str)
+    ]
+
+
+def _gpus(gathered: Gathered) -> list[dict[str, Any]]:
+    devices, lengths = gathered.devices, gathered.lengths
+    found = []
+    for (name, part, _), series in devices.each("hw.gpu.utilization"):
+        if part not in ("general", "") or (reading := _reading(series, lengths)) is None:
+            continue
+        gpu = {"type": "gpu", "id": name, "utilization": reading}
+        for key, metric in (("memory_bytes", "hw.gpu.memory.usage"), ("memory_limit_bytes", "hw.gpu.memory.limit")):
+            if (memory := _reading(devices.get(metric, name), lengths)) is not None:
+                gpu[key] = memory if key == "memory_bytes" else memory["mean"]
+        found.append(gpu)
+    return found
+
+
+def _cpu(gathered: Gathered) -> list[dict[str, Any]]:
+    devices, lengths = gathered.devices, gathered.lengths
+    cpu: dict[str, Any] = {"type": "cpu", "id": "cpu"}
+    usable = devices.get("gpumon.cpu.usable").last
+    if usable is not None:
+        cpu["usable"] = round(usable, 2)
+    busy = Series()
+    for (_, mode, _), series in devices.each("system.cpu.utilization"):
+        if mode not in ("idle", "iowait"):
+            for when, value in series.values.items():
+                busy.values[when] = busy.values.get(when, 0.0) + value
+    if (reading := _reading(busy, lengths)) is not None:
+        cpu["utilization"] = reading
+    if (busiest := _reading(devices.get("gpumon.cpu.busiest.utilization"), lengths)) is not None:
+        cpu["busiest_utilization"] = busiest
+    return [cpu] if len(cpu) > 2 else []
+
+
+def _reading(series: Series, lengths: dict[When, float]) -> dict[str, float] | None:
+    mean = series.mean(lengths)
+    return None if mean is None else {"mean": mean, "peak": _peak(series, mean)}
+
+
+def _peak(series: Series, mean: float) -> float:
+    return max(series.peak if series.peak is not None else mean, mean)
+
+
+def _is_busy(disk: dict[str, Any]) -> bool:
+    return bool("utilization" in disk and disk["utilization"]["peak"] >= BUSY_DISK)
+
+
+def _mean(disk: dict[str, Any], key: str) -> float:
+    return float(disk[key]["mean"]) if key in disk else 0.0
+
+
+__all__ = ["Devices", "devices_of"]

@@ -1,0 +1,387 @@
+"""From the rows of a run to the evidence that rules judge."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from gpumon.analysis.rows import (
+    Devices,
+    Execute,
+    Process,
+    When,
+    lengths,
+    processes,
+    query,
+    troubled,
+    windows,
+)
+from gpumon.rules import thresholds as limit
+from gpumon.rules.evidence import Account, Disk, Evidence, Fetches, Loader, Machine, Steps, share
+
+COUNTS = ("steps", "samples", "epochs", "failed", "skipped", "assumed", "first_of_epoch_steps")
+COMPUTE = ("forward_s", "backward_s", "optimizer_s")
+SHORTEST_WINDOW_S = 0.5
+"""Rates of shorter windows (the last export of a run) are no measure of what a disk can give."""
+USED_GPU = 0.05
+"""A GPU that was never busier than this was not used."""
+
+
+@dataclass
+class Gathered:
+    """The evidence, and the rows that reports show beside it."""
+
+    evidence: Evidence
+    totals: dict[str, float]
+    """Of training steps: counts as one rank made them (samples: all ranks'), seconds as the mean rank's."""
+    phases: dict[str, float]
+    trainers: list[Process]
+    everyone: list[Process]
+    windows: list[dict[str, Any]]
+    devices: Devices
+    lengths: dict[When, float]
+    disks: dict[str, dict[str, Any]]
+    datasets: list[dict[str, Any]]
+    fetch_count: float
+    fetch_accounts: list[dict[str, Any]]
+
+
+def gather(execute: Execute, run_s: float, begin_s: float) -> Gathered:
+    """Read what verdicts need. *begin_s*: the run's start in seconds since 1970."""
+    everyone = processes(execute)
+    rows = query(execute, "select * from gpumon_totals where stage = 'train'")
+    stepping = {row["instance"] for row in rows if row["steps"] > 0}
+    trainers = [process for process in everyone if process.instance in stepping] or everyone
+    instances = {process.instance for process in trainers}
+    totals = _totals([row for row in rows if row["instance"] in instances])
+    ranks = max(1, len({process.rank for process in trainers}))
+    phases = _phases(execute, instances, ranks)
+
+    # Devices and fetches are compared on one host: the one that waits longest.
+    all_windows = windows(execute, instances)
+    local = _slowest_host(trainers, all_windows)
+    local_windows = [row for row in all_windows if row["instance"] in local]
+    sampled_by = min(local, key=lambda name: (next(p.rank for p in trainers if p.instance == name), name), default="")
+    devices = Devices(execute, sampled_by)
+    lasting = lengths(local_windows)
+    meanwhile = troubled(local_windows)
+    disks = _disk_rows(execute)
+    datasets = query(execute, "select distinct path, kind, device, mount_point, file_system from gpumon_datasets order by path")
+    counts, accounts = _fetch_rows(execute, local)
+
+    loader = _loader(devices, {worker for _, worker in counts})
+    fetches = _fetches(counts, accounts, meanwhile, local_windows, loader, _handover(execute, local, meanwhile))
+    read_bytes = _read_bytes(execute, local)
+    used_disks = {
+        name: _disk(name, devices, lasting, meanwhile, disks.get(name, {}), datasets, read_bytes, execute)
+        for name in _disk_names(devices, disks, accounts)
+    }
+    local_steps = sum(row["steps"] for row in local_windows)
+    steps = Steps(
+        count=round(totals["steps"]),
+        time_s=totals["step_s"],
+        phases=phases,
+        first_count=round(totals["first_of_epoch_steps"]),
+        first_wait_s=totals["first_of_epoch_wait_s"],
+        first_time_s=totals["first_of_epoch_step_s"],
+    )
+    ends = [end for _, end in meanwhile]
+    begins = [end - lasting.get((name, end), 0.0) for name, end in meanwhile]
+    evidence = Evidence(
+        run_s=run_s,
+        steps=steps,
+        fetches=fetches,
+        disks=used_disks,
+        machine=_machine(execute, devices, lasting, meanwhile, local_windows, read_bytes, steps),
+        loader=loader,
+        gpu_busy=_gpu_busy(devices, lasting, local_windows),
+        read_bytes_per_step=share(sum(read_bytes.total().values()), local_steps),
+        blind=_blind(execute),
+        from_s=round(max(0.0, min(begins) - begin_s), 3) if begins else None,
+        to_s=round(max(0.0, max(ends) - begin_s), 3) if ends else None,
+    )
+    return Gathered(
+        evidence, totals, phases, trainers, everyone, all_windows, devices, lasting, disks, datasets,
+        sum(counts.values()), accounts,
+    )  # fmt: skip
+
+
+def _totals(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Counts as the rank that made most of them has them; times as the mean rank's; samples of all ranks."""
+    by_rank: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for row in rows:
+        for name, value in row.items():
+            if isinstance(value, float):
+                by_rank[row["rank"]][name] += value
+    names = (*COUNTS, "step_s", "first_of_epoch_wait_s", "first_of_epoch_step_s")
+    ranks = list(by_rank.values())
+    totals: dict[str, float] = {}
+    for name in names:
+        values = [rank[name] for rank in ranks]
+        if name == "samples":
+            totals[name] = sum(values)
+        elif name in COUNTS:
+            totals[name] = max(values, default=0.0)
+        else:
+            totals[name] = share(sum(values), len(values))
+    return totals
+
+
+def _phases(execute: Execute, instances: set[str], ranks: int) -> dict[str, float]:
+    phases: dict[str, float] = defaultdict(float)
+    for row in query(execute, "select instance, phase, phase_s from gpumon_phases where stage = 'train'"):
+        if row["instance"] in instances:
+            phases[row["phase"]] += row["phase_s"] / ranks
+    return dict(phases)
+
+
+def _slowest_host(trainers: list[Process], rows: list[dict[str, Any]]) -> set[str]:
+    waits: dict[str, float] = defaultdict(float)
+    hosts = {process.instance: process.host for process in trainers}
+    for row in rows:
+        waits[hosts[row["instance"]]] += row["wait_s"]
+    slowest = max(waits, key=lambda host: waits[host], default=None)
+    return {process.instance for process in trainers if process.host == slowest}
+
+
+# -- Fetches ------------------------------------------------------------------------------------------
+
+
+def _fetch_rows(execute: Execute, local: set[str]) -> tuple[dict[tuple[When, int], float], list[dict[str, Any]]]:
+    counts: dict[tuple[When, int], float] = {}
+    for row in query(execute, "select instance, end_s, worker_id, fetches from gpumon_fetches"):
+        if row["instance"] in local:
+            counts[(row["instance"], row["end_s"]), row["worker_id"]] = row["fetches"]
+    accounts = [row for row in query(execute, "select * from gpumon_fetch_accounts") if row["instance"] in local]
+    return counts, accounts
+
+
+def _handover(execute: Execute, local: set[str], only: set[When]) -> float:
+    rows = execute("select instance, at_s, delta from stg_counters where metric = 'gpumon.fetch.handover.time'").fetchall()
+    return sum(delta for name, at_s, delta in rows if name in local and (name, at_s) in only and delta)
+
+
+def _fetches(
+    counts: dict[tuple[When, int], float],
+    accounts: list[dict[str, Any]],
+    only: set[When],
+    rows: list[dict[str, Any]],
+    loader: Loader,
+    handover_s: float,
+) -> Fetches:
+    seconds: dict[tuple[str, str, str, str], float] = defaultdict(float)
+    for row in accounts:
+        if (row["instance"], row["end_s"]) in only:
+            seconds[row["account"], row["device"], row["call"], row["file_system"]] += row["seconds"]
+    chosen = [row for row in rows if (row["instance"], row["end_s"]) in only]
+    time_s = sum(row["end_s"] - row["begin_s"] for row in chosen)
+    wall_s = sum(seconds.values())
+    waited_s = sum(row["wait_s"] - row["first_of_epoch_wait_s"] for row in chosen)
+    return Fetches(
+        count=sum(count for (when, _), count in counts.items() if when in only),
+        accounts=[
+            Account(account, spent, device, call, file_system)
+            for (account, device, call, file_system), spent in seconds.items()
+        ],
+        duty=wall_s / (max(loader.workers or 1, 1) * time_s) if wall_s and time_s else None,
+        handover_fraction=min(1.0, share(handover_s, waited_s)),
+    )
+
+
+def _loader(devices: Devices, workers_seen: set[int]) -> Loader:
+    def setting(name: str) -> int | None:
+        value = devices.get(f"gpumon.loader.{name}").last
+        return None if value is None else round(value)
+
+    workers = setting("workers")
+    if workers is None and workers_seen:
+        workers = len([worker for worker in workers_seen if worker >= 0])
+    persistent = setting("persistent")
+    return Loader(workers, setting("prefetch"), setting("batch_size"), None if persistent is None else bool(persistent))
+
+
+class _ReadBytes:
+    """Bytes that fetches made devices read: window and device."""
+
+    def __init__(self) -> None:
+        self.deltas: dict[tuple[When, str], float] = {}
+
+    def total(self, only: set[When] | None = None) -> dict[str, float]:
+        sums: dict[str, float] = defaultdict(float)
+        for (when, device), size in self.deltas.items():
+            if only is None or when in only:
+                sums[device] += size
+        return dict(sums)
+
+
+def _read_bytes(execute: Execute, local: set[str]) -> _ReadBytes:
+    found = _ReadBytes()
+    rows = execute("select instance, at_s, device, delta from stg_counters where metric = 'gpumon.fetch.read'").fetchall()
+    for name, at_s, device, delta in rows:
+        if name in local and delta:
+            key = ((name, at_s), device)
+            found.deltas[key] = found.deltas.get(key, 0.0) + delta
+    return found
+
+
+# -- Disks --------------------------------------------------------------------------------------------
+
+
+def _disk_rows(execute: Execute) -> dict[str, dict[str, Any]]:
+    rows = query(
+        execute,
+        "select device, max(model) as model, max(type) as type, max(holds_dataset) as holds_dataset, max(parents) as parents, "
+        "max(mount_point) as mount_point, max(file_system) as file_system from gpumon_disks group by device",
+    )
+    return {row["device"]: row for row in rows if row["device"]}
+
+
+def _disk_names(devices: Devices, disks: dict[str, dict[str, Any]], accounts: list[dict[str, Any]]) -> list[str]:
+    sampled = {device for (device, _, _), _ in devices.each("gpumon.disk.utilization")}
+    sampled |= {device for (device, _, _), _ in devices.each("gpumon.disk.await")}
+    blocked = {row["device"] for row in accounts if row["device"]}
+    return sorted(sampled | set(disks) | blocked)
+
+
+def _disk(
+    name: str,
+    devices: Devices,
+    lasting: dict[When, float],
+    only: set[When],
+    info: dict[str, Any],
+    datasets: list[dict[str, Any]],
+    read_bytes: _ReadBytes,
+    execute: Execute,
+) -> Disk:
+    data = next((row for row in datasets if row["device"] == name), {})
+    reads, writes = devices.get("system.disk.io", name, "read"), devices.get("system.disk.io", name, "write")
+    # The first window of a counter that ran before has no change: nothing is held against it.
+    known = set(reads.deltas) & only
+    queue = devices.get("gpumon.disk.queue.length", name)
+    await_s = devices.ratio("system.disk.operation_time", "system.disk.operations", name, "read", only)
+    if await_s is None:
+        await_s = devices.get("gpumon.disk.await", name, "read").mean(lasting, only)
+    read_time = devices.get("system.disk.operation_time", name, "read")
+    ends = {end for _, end in known}
+    own = {when: size for (when, device), size in read_bytes.deltas.items() if device == name}
+    return Disk(
+        name=name,
+        type=info.get("type"),
+        holds_dataset=bool(info.get("holds_dataset") or data),
+        mount_point=data.get("mount_point") or info.get("mount_point"),
+        file_system=data.get("file_system") or info.get("file_system"),
+        seconds=sum(lasting.get(when, 0.0) for when in known),
+        await_s=await_s,
+        queue=queue.mean(lasting, only),
+        read_time_s=read_time.total(known) if set(read_time.deltas) & known else None,
+        read_bytes=reads.total(known),
+        write_bytes=writes.total(known),
+        own_read_bytes=sum(size for when, size in own.items() if when in only and _near(when[1], ends)) if own else None,
+        own_write_bytes=_own_writes(devices, known),
+        best_read_bytes_per_s=max(
+            (rate for when, rate in reads.values.items() if lasting.get(when, 0.0) >= SHORTEST_WINDOW_S), default=None
+        ),
+        unloaded_s=devices.get("gpumon.disk.unloaded.await", name).last,
+        unloaded_queue=devices.get("gpumon.disk.unloaded.queue", name).last or 0.0,
+        quiet_s=quiet_await(name, devices),
+        limits=_limits(execute, name),
+    )
+
+
+def _near(end_s: float, ends: set[float]) -> bool:
+    """Whether a window of another process on this host ends in a window of the one that sampled."""
+    return not ends or min(ends) - 10.0 <= end_s <= max(ends) + 10.0
+
+
+def quiet_await(name: str, devices: Devices) -> float | None:
+    """Mean await of the windows in which the disk read with an almost empty queue; None where too few did."""
+    queue = devices.get("gpumon.disk.queue.length", name)
+    quiet = {when for when, length in queue.values.items() if length < limit.QUIET_QUEUE}
+    gauge = devices.get("gpumon.disk.await", name, "read")
+    read = quiet & (set(gauge.values) | {w for w, n in devices.get("system.disk.operations", name, "read").deltas.items() if n > 0})
+    if len(read) < limit.QUIET_WINDOWS:
+        return None
+    mean = devices.ratio("system.disk.operation_time", "system.disk.operations", name, "read", read)
+    if mean is None and (values := [gauge.values[when] for when in read if when in gauge.values]):
+        mean = sum(values) / len(values)
+    return mean
+
+
+def _own_writes(devices: Devices, only: set[When]) -> float | None:
+    written = [series for (_, part, _), series in devices.each("process.disk.io") if part == "write"]
+    return sum(series.total(only) for series in written) if written else None
+
+
+def _limits(execute: Execute, name: str) -> list[tuple[str, float, str]]:
+    rows = query(
+        execute,
+        "select metric, lowest, source from gpumon_limits where device = ? and direction in ('read', '') "
+        "and metric like 'gpumon.disk.limit.%' order by metric",
+        [name],
+    )
+    units = {"gpumon.disk.limit.io": "By/s", "gpumon.disk.limit.operations": "{operation}/s"}
+    return [(units[row["metric"]], row["lowest"], row["source"]) for row in rows]
+
+
+# -- The machine --------------------------------------------------------------------------------------
+
+
+def _machine(
+    execute: Execute,
+    devices: Devices,
+    lasting: dict[When, float],
+    only: set[When],
+    rows: list[dict[str, Any]],
+    read_bytes: _ReadBytes,
+    steps: Steps,
+) -> Machine:
+    limits = {row["metric"]: row for row in query(execute, "select metric, lowest, source from gpumon_limits")}
+    quota, memory = limits.get("gpumon.cpu.quota", {}), limits.get("gpumon.memory.limit", {})
+    periods = devices.get("gpumon.cpu.periods")
+    throttled = devices.get("gpumon.cpu.throttled.periods").total(only)
+    return Machine(
+        cpus=devices.get("gpumon.cpu.usable").last,
+        quota_cpus=quota.get("lowest"),
+        quota_source=quota.get("source") or "",
+        throttled_fraction=share(throttled, periods.total(only)) if periods.deltas else None,
+        trainer_cpu_s=_trainer_cpu_s(devices, rows, steps),
+        read_bytes=sum(read_bytes.total(only).values()),
+        refaulted_bytes=devices.get("gpumon.memory.refaults").total(only) * limit.PAGE_BYTES,
+        memory_limit_hits=devices.get("gpumon.memory.limit.hits").total(only),
+        memory_limit_bytes=memory.get("lowest"),
+    )
+
+
+def _trainer_cpu_s(devices: Devices, rows: list[dict[str, Any]], steps: Steps) -> float | None:
+    """CPU time of the trainer over all compute, from the windows in which both are known."""
+    cpu: dict[When, float] = defaultdict(float)
+    for (_, _, role), series in devices.each("process.cpu.time"):
+        if role == "trainer":
+            for when, seconds in series.deltas.items():
+                cpu[when] += seconds
+    compute = {
+        (row["instance"], row["end_s"]): sum(row[column] for column in COMPUTE) for row in rows if row["steps"] > 0
+    }
+    both = set(cpu) & set(compute)
+    compute_s = sum(compute[when] for when in both)
+    if compute_s <= 0:
+        return None
+    per_second = sum(cpu[when] for when in both) / compute_s
+    return per_second * sum(steps.phases.get(phase, 0.0) for phase in ("forward", "backward", "optimizer"))
+
+
+def _gpu_busy(devices: Devices, lasting: dict[When, float], rows: list[dict[str, Any]]) -> float | None:
+    stepping = {(row["instance"], row["end_s"]) for row in rows if row["steps"] > 0}
+    means = [
+        series.mean(lasting, stepping)
+        for (_, part, _), series in devices.each("hw.gpu.utilization")
+        if part in ("general", "") and (series.peak or 0.0) >= USED_GPU
+    ]
+    known = [mean for mean in means if mean is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _blind(execute: Execute) -> dict[str, str]:
+    rows = query(execute, "select collector, max(reason) as reason, min(up) as up from gpumon_collectors group by collector")
+    return {row["collector"]: row["reason"] or "not read" for row in rows if not row["up"]}
