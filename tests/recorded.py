@@ -67,7 +67,9 @@ def metrics_line(at_s, points, **who):
             data["isMonotonic"] = True
         kind = {"gauge": "gauge", "histogram": "histogram"}.get(metric.kind, "sum")
         encoded.append({"name": metric.name, "description": metric.description, "unit": metric.unit, kind: data})
-    return _line({"resourceMetrics": [{"resource": resource(**who), "scopeMetrics": [{"scope": SCOPE, "metrics": encoded}]}]})
+    return _line(
+        {"resourceMetrics": [{"resource": resource(**who), "scopeMetrics": [{"scope": SCOPE, "metrics": encoded}]}]}
+    )
 
 
 def span(name, begin_s, duration_s, trace, span_id, parent="", status=0, **given):
@@ -148,7 +150,9 @@ class Training:
     batch_size: int = 32
     persistent: bool = False
     fetch_s: float = 0.17  # wall time of one fetch; one fetch per step
-    accounts: dict = field(default_factory=lambda: {("blocked.disk", "loop0"): 0.95, ("cpu", ""): 0.04, ("runnable", ""): 0.01})
+    accounts: dict = field(
+        default_factory=lambda: {("blocked.disk", "loop0"): 0.95, ("cpu", ""): 0.04, ("runnable", ""): 0.01}
+    )
     own_read_bytes_per_s: float = 5e6
     handover_fraction: float = 0.0  # of waits
     disks: list[Disk] = field(default_factory=lambda: [Disk()])
@@ -189,7 +193,9 @@ class Recorder:
         for metric, value, given in _sums(training, seconds):
             self.add(metric, value, **given)
         steps = round(seconds / training.step_s)
-        bucket = next((i for i, bound in enumerate(m.DURATION_BOUNDS) if training.step_s <= bound), len(m.DURATION_BOUNDS))
+        bucket = next(
+            (i for i, bound in enumerate(m.DURATION_BOUNDS) if training.step_s <= bound), len(m.DURATION_BOUNDS)
+        )
         self.counts[bucket] += steps
         self.durations[0] += steps * training.step_s
         self.durations[1] = min(self.durations[1], training.step_s)
@@ -264,7 +270,11 @@ def _sums(t, seconds):
         yield m.FETCH_COUNT, share, {m.WORKER_ID: worker}
         for (account, where), part in t.accounts.items():
             given = {m.FETCH_ACCOUNT: account, m.WORKER_ID: worker}
-            key = {"blocked.disk": m.SYSTEM_DEVICE, "blocked.network_fs": m.FETCH_FILE_SYSTEM, "blocked.other": m.FETCH_CALL}
+            key = {
+                "blocked.disk": m.SYSTEM_DEVICE,
+                "blocked.network_fs": m.FETCH_FILE_SYSTEM,
+                "blocked.other": m.FETCH_CALL,
+            }
             if where:
                 given[key[account]] = where
             yield m.FETCH_TIME, part * share * t.fetch_s, given
@@ -273,7 +283,10 @@ def _sums(t, seconds):
         reads = (disk.queue / disk.await_s if disk.reads_per_s is None else disk.reads_per_s) * seconds
         if disk.holds_dataset:
             yield m.FETCH_READ, t.own_read_bytes_per_s * seconds, at
-        for direction, size, operations in (("read", disk.read_bytes_per_s, reads), ("write", disk.write_bytes_per_s, 0)):
+        for direction, size, operations in (
+            ("read", disk.read_bytes_per_s, reads),
+            ("write", disk.write_bytes_per_s, 0),
+        ):
             yield m.DISK_IO, size * seconds, {**at, m.DISK_IO_DIRECTION: direction}
             yield m.DISK_OPERATIONS, operations, {**at, m.DISK_IO_DIRECTION: direction}
             yield m.DISK_OPERATION_TIME, operations * disk.await_s, {**at, m.DISK_IO_DIRECTION: direction}

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import slowdisk
 
@@ -65,8 +64,9 @@ def test_a_disk_of_87_ms_per_read_is_the_cause_by_name(slow_disk, tmp_path, work
 
 def test_the_same_disk_read_through_a_memory_map(slow_disk, tmp_path):
     """Page faults have no file descriptor; the device is named all the same."""
-    np.save(slow_disk.path / "x.npy", np.zeros(1))
-    (slow_disk.path / "samples.npy").write_bytes(os.urandom(240 << 17))
+    with open(slow_disk.path / "samples.npy", "wb") as file:
+        for _sample in range(640):
+            file.write(os.urandom(1 << 19))
     slow_disk.drop_caches()
     slow_disk.set_delay(0.087)
 

@@ -34,13 +34,13 @@ class Mapped(Dataset):
     """Samples of one big file that is mapped into memory."""
 
     def __init__(self, folder):
-        self.samples = np.memmap(Path(folder, "samples.npy"), dtype=np.uint8, mode="r").reshape(-1, 1 << 17)
+        self.samples = np.memmap(Path(folder, "samples.npy"), dtype=np.uint8, mode="r").reshape(-1, 1 << 19)
 
     def __len__(self):
         return len(self.samples)
 
     def __getitem__(self, index):
-        return torch.from_numpy(self.samples[index][::512].copy()).float()
+        return torch.from_numpy(self.samples[index][: 1 << 17 : 512].copy()).float()
 
 
 class Made(Dataset):

@@ -67,7 +67,9 @@ def gather(execute: Execute, run_s: float, begin_s: float) -> Gathered:
     lasting = lengths(local_windows)
     meanwhile = troubled(local_windows)
     disks = _disk_rows(execute)
-    datasets = query(execute, "select distinct path, kind, device, mount_point, file_system from gpumon_datasets order by path")
+    datasets = query(
+        execute, "select distinct path, kind, device, mount_point, file_system from gpumon_datasets order by path"
+    )
     counts, accounts = _fetch_rows(execute, local)
 
     loader = _loader(devices, {worker for _, worker in counts})
@@ -158,7 +160,9 @@ def _fetch_rows(execute: Execute, local: set[str]) -> tuple[dict[tuple[When, int
 
 
 def _handover(execute: Execute, local: set[str], only: set[When]) -> float:
-    rows = execute("select instance, at_s, delta from stg_counters where metric = 'gpumon.fetch.handover.time'").fetchall()
+    rows = execute(
+        "select instance, at_s, delta from stg_counters where metric = 'gpumon.fetch.handover.time'"
+    ).fetchall()
     return sum(delta for name, at_s, delta in rows if name in local and (name, at_s) in only and delta)
 
 
@@ -175,7 +179,8 @@ def _fetches(
         if (row["instance"], row["end_s"]) in only:
             seconds[row["account"], row["device"], row["call"], row["file_system"]] += row["seconds"]
     chosen = [row for row in rows if (row["instance"], row["end_s"]) in only]
-    time_s = sum(row["end_s"] - row["begin_s"] for row in chosen)
+    # Of the steps, not of the windows: a run's first and last window hold little training.
+    time_s = sum(row["step_s"] for row in chosen)
     wall_s = sum(seconds.values())
     waited_s = sum(row["wait_s"] - row["first_of_epoch_wait_s"] for row in chosen)
     return Fetches(
@@ -217,7 +222,9 @@ class _ReadBytes:
 
 def _read_bytes(execute: Execute, local: set[str]) -> _ReadBytes:
     found = _ReadBytes()
-    rows = execute("select instance, at_s, device, delta from stg_counters where metric = 'gpumon.fetch.read'").fetchall()
+    rows = execute(
+        "select instance, at_s, device, delta from stg_counters where metric = 'gpumon.fetch.read'"
+    ).fetchall()
     for name, at_s, device, delta in rows:
         if name in local and delta:
             key = ((name, at_s), device)
@@ -277,7 +284,9 @@ def _disk(
         read_time_s=read_time.total(known) if set(read_time.deltas) & known else None,
         read_bytes=reads.total(known),
         write_bytes=writes.total(known),
-        own_read_bytes=sum(size for when, size in own.items() if when in only and _near(when[1], ends)) if own else None,
+        own_read_bytes=sum(size for when, size in own.items() if when in only and _near(when[1], ends))
+        if own
+        else None,
         own_write_bytes=_own_writes(devices, known),
         best_read_bytes_per_s=max(
             (rate for when, rate in reads.values.items() if lasting.get(when, 0.0) >= SHORTEST_WINDOW_S), default=None
@@ -299,7 +308,9 @@ def quiet_await(name: str, devices: Devices) -> float | None:
     queue = devices.get("gpumon.disk.queue.length", name)
     quiet = {when for when, length in queue.values.items() if length < limit.QUIET_QUEUE}
     gauge = devices.get("gpumon.disk.await", name, "read")
-    read = quiet & (set(gauge.values) | {w for w, n in devices.get("system.disk.operations", name, "read").deltas.items() if n > 0})
+    read = quiet & (
+        set(gauge.values) | {w for w, n in devices.get("system.disk.operations", name, "read").deltas.items() if n > 0}
+    )
     if len(read) < limit.QUIET_WINDOWS:
         return None
     mean = devices.ratio("system.disk.operation_time", "system.disk.operations", name, "read", read)
@@ -383,5 +394,7 @@ def _gpu_busy(devices: Devices, lasting: dict[When, float], rows: list[dict[str,
 
 
 def _blind(execute: Execute) -> dict[str, str]:
-    rows = query(execute, "select collector, max(reason) as reason, min(up) as up from gpumon_collectors group by collector")
+    rows = query(
+        execute, "select collector, max(reason) as reason, min(up) as up from gpumon_collectors group by collector"
+    )
     return {row["collector"]: row["reason"] or "not read" for row in rows if not row["up"]}

@@ -262,8 +262,10 @@ def _runs_near(path: Path) -> str:
     for root in (path, path / RUNS_DIRECTORY, RUNS_DIRECTORY):
         if runs := recorded_runs(root):
             newest = newest_run(root)
-            return f"Recorded runs here: {newest} ({len(runs)})." if len(runs) == 1 else (
-                f"Recorded runs here: {root}/… ({len(runs)}), the newest {newest}."
+            return (
+                f"Recorded runs here: {newest} ({len(runs)})."
+                if len(runs) == 1
+                else (f"Recorded runs here: {root}/… ({len(runs)}), the newest {newest}.")
             )
     return "No recorded runs here; `gpumon run -- python train.py` records one."
 

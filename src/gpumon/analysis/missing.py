@@ -23,14 +23,19 @@ def missing_of(run: Run, gathered: Gathered) -> list[dict[str, str]]:
     for signal, count in (run.info.get("dropped") or {}).items():
         if count:
             segments = "segment was" if count == 1 else "segments were"
-            found.append((signal, f"{count} {segments} deleted to keep the run within its size; its figures are not in here"))
+            found.append(
+                (signal, f"{count} {segments} deleted to keep the run within its size; its figures are not in here")
+            )
     found += [("recording", str(note)) for note in run.info.get("not_recorded") or []]
     found += sorted(gathered.evidence.blind.items())
     found += _counted(run)
     totals = gathered.totals
     if totals["assumed"]:
         found.append(
-            ("steps", f"the boundary of {totals['assumed']:.0f} of {totals['steps']:.0f} was assumed: the optimizer's update was not seen")
+            (
+                "steps",
+                f"the boundary of {totals['assumed']:.0f} of {totals['steps']:.0f} was assumed: the optimizer's update was not seen",
+            )
         )
     if not gathered.everyone:
         found.append(("metrics", "none were recorded"))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gpumon.analysis import units
+from gpumon import units
 
 _ABOUT = ("model", "file_system", "kind", "mount_point")
 """What describes a device, in this order; `holds_dataset` adds "dataset"."""

@@ -18,7 +18,7 @@ from typing import Any, Protocol, TextIO
 from rich.console import Console
 from rich.text import Text
 
-from gpumon.analysis import units
+from gpumon import units
 from gpumon.analysis.render_devices import account_name, device_rows, metric_name
 
 PIPE_WIDTH, WIDEST, NARROWEST = 100, 120, 24
@@ -86,7 +86,7 @@ def render(
     """The report as text of at most *width* columns, with a newline at its end."""
     content = report if isinstance(report, Mapping) else report.as_dict()
     page = _Page(max(width, NARROWEST), ascii_only)
-    _header(page, content, str(getattr(report, "path", "") or content["run"].get("path") or ""))
+    _header(page, content, _shown_path(content["run"].get("path")))
     _headline(page, content)
     _steps(page, content["steps"])
     _fetches(page, content.get("fetches"))
@@ -94,19 +94,6 @@ def render(
     _findings(page, content)
     _missing(page, content["missing"])
     return page.text(color)
-
-
-def one_line(report: HasDict | Mapping[str, Any]) -> str:
-    """What `repr` shows: `<Report train 512 steps: data_loading_bound (disk_slow on loop0)>`."""
-    content = report if isinstance(report, Mapping) else report.as_dict()
-    causes = [
-        f"{finding['cause']} on {finding['device']}" if finding.get("device") else finding["cause"]
-        for finding in content["findings"]
-        if finding.get("cause")
-    ]
-    why = f" ({causes[0]})" if causes else ""
-    steps = _count(content["steps"]["count"], "step")
-    return f"<Report {content['run']['service']} {steps}: {content['verdict']}{why}>"
 
 
 class _Page:
@@ -235,6 +222,14 @@ def _header(page: _Page, content: Mapping[str, Any], path: str) -> None:
         page.add((reason, "yellow"))
 
 
+def _shown_path(path: str | None) -> str:
+    """The run as the user would name it from here."""
+    if not path or not os.path.isabs(path):
+        return path or ""
+    relative = os.path.relpath(path)
+    return path if relative.startswith("..") else relative
+
+
 def cut_short(run: Mapping[str, Any]) -> str | None:
     """How the run ended, where it did not end by itself."""
     code, number, after = run.get("exit_code"), run.get("signal"), units.duration(run["duration_s"])
@@ -298,8 +293,9 @@ def _phase(name: str) -> str:
 def _step_notes(steps: Mapping[str, Any]) -> Iterable[str]:
     first = steps.get("first_of_epoch") or {}
     if first.get("count") and first.get("wait_s"):
+        share = f", {units.percent(first['fraction'])} of all step time" if first.get("fraction") else ""
         epochs = _count(first["count"], "epoch")
-        yield f"first batch of an epoch: {units.duration(first['wait_s'])} ({epochs})"
+        yield f"first batches of epochs: {units.duration(first['wait_s'])} in {epochs}{share}"
     odd = [
         (steps.get("failed"), "failed"),
         (steps.get("skipped"), "skipped by the gradient scaler"),

@@ -133,7 +133,11 @@ def _run(run: Run, gathered: Gathered, begin_s: float, run_s: float) -> dict[str
     if isinstance(code, int) and code < 0:  # as subprocess says it
         number, code = -code, 128 - code
     started = info.get("started") or (_rfc3339(begin_s) if begin_s else None)
-    hosts = sorted({row["host"] for row in known if row["host"]} or {info["host"]} if info.get("host") else {row["host"] for row in known if row["host"]})
+    hosts = sorted(
+        {row["host"] for row in known if row["host"]} or {info["host"]}
+        if info.get("host")
+        else {row["host"] for row in known if row["host"]}
+    )
     return {
         "id": info.get("id") or next((row["id"] for row in known if row["id"]), None),
         "service": info.get("service") or next((row["service"] for row in known if row["service"]), "training"),

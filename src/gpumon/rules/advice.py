@@ -240,9 +240,7 @@ def _unknown(evidence: Evidence, disk: Disk | None) -> list[str | None]:
             "measured before the loader starts, which tells slow from saturated"
         ]
     if not evidence.fetches.wall_s:
-        return [
-            "feed the loop from a torch DataLoader, or name the data with data_paths: then fetches can be followed"
-        ]
+        return ["feed the loop from a torch DataLoader, or name the data with data_paths: then fetches can be followed"]
     return ["vary one thing: twice the workers, or the data set on another disk; the report then tells them apart"]
 
 
@@ -261,4 +259,3 @@ def _limit_text(unit: str, value: float) -> str:
 
 def _cpus(cpus: float) -> str:
     return f"{units.number(cpus) if cpus % 1 else int(cpus)} CPU{'' if cpus == 1 else 's'}"
-

@@ -48,9 +48,7 @@ def cause_of_waits(evidence: Evidence) -> Cause:
     if first[1] < limit.LEADING_SHARE and first[1] - second[1] < limit.LEAD:
         candidates = dict.fromkeys([*_names(named), *_names(runner_up)])
         return Cause("unknown", _sure(first[1]), tuple(candidates)[:2], named.device)
-    return Cause(
-        named.name, _sure(named.confidence * first[1]), named.candidates, named.device, named.note
-    )
+    return Cause(named.name, _sure(named.confidence * first[1]), named.candidates, named.device, named.note)
 
 
 def leading_groups(fetches: Fetches) -> list[tuple[str, float]]:
@@ -76,9 +74,7 @@ def blocked_on_disk_s(evidence: Evidence, device: str) -> float:
     """Seconds that fetches were blocked on files of *device*; faults without a device count for the blamed one."""
     names = {device, ""} if device == blamed_disk(evidence) else {device}
     return sum(
-        item.seconds
-        for item in evidence.fetches.accounts
-        if item.account in GROUPS["disk"] and item.device in names
+        item.seconds for item in evidence.fetches.accounts if item.account in GROUPS["disk"] and item.device in names
     )
 
 

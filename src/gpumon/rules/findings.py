@@ -48,9 +48,7 @@ class Finding:
             "rule", "cause", "severity", "device", "rank", "seconds_lost", "from_s", "to_s", "confidence",
             "candidates", "summary", "evidence", "advice",
         )  # fmt: skip
-        return {
-            key: list(content[key]) if isinstance(content[key], tuple) else content[key] for key in order
-        }
+        return {key: list(content[key]) if isinstance(content[key], tuple) else content[key] for key in order}
 
 
 def severity(lost_s: float, run_s: float) -> str:

@@ -52,7 +52,9 @@ def because(cause: Cause, evidence: Evidence) -> str:
         return f"{what}, but a batch takes {_mean(evidence)} and {_too_few(evidence)}"
     if cause.name == "handover":
         late = units.percent(fetches.handover_fraction)
-        duty = f"; the workers are busy only {units.percent(fetches.duty)} of the time" if fetches.duty is not None else ""
+        duty = (
+            f"; the workers are busy only {units.percent(fetches.duty)} of the time" if fetches.duty is not None else ""
+        )
         return (
             f"{late} of the waiting is for batches that are ready in their worker (unpickling, shared memory, "
             f"pin memory, the GIL){duty}"
@@ -173,7 +175,11 @@ def _verb(evidence: Evidence, verb: str) -> str:
 
 
 def _their(evidence: Evidence) -> str:
-    return {0: "a fetch", 1: "its time"}.get(evidence.loader.workers or -1, "their time") if evidence.loader.workers != 0 else "a fetch"
+    return (
+        {0: "a fetch", 1: "its time"}.get(evidence.loader.workers or -1, "their time")
+        if evidence.loader.workers != 0
+        else "a fetch"
+    )
 
 
 def _mean(evidence: Evidence) -> str:

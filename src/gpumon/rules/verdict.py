@@ -108,7 +108,13 @@ def first_batch_slow(evidence: Evidence) -> Finding | None:
         confidence=limit.MOST_CONFIDENT,
         summary=sentences.first_batches(evidence),
         evidence=[
-            Fact("gpumon.first_of_epoch.wait.time", steps.first_wait_s, "s", limit.FIRST_BATCHES * evidence.run_s, "5 % of the run"),
+            Fact(
+                "gpumon.first_of_epoch.wait.time",
+                steps.first_wait_s,
+                "s",
+                limit.FIRST_BATCHES * evidence.run_s,
+                "5 % of the run",
+            ),
             Fact("gpumon.first_of_epoch.count", steps.first_count, "{step}"),
         ],
         advice=startup_advice(evidence),
@@ -194,7 +200,10 @@ def _overhead_bound(evidence: Evidence, summary: str) -> Finding:
         confidence=0.6,
         summary=summary,
         evidence=[Fact("hw.gpu.utilization", busy, "1", limit.IDLE_GPU, "busy below which overhead is to blame")],
-        advice=["look for .item(), .cpu() and print in the loop: each waits for the GPU", "torch.compile or CUDA graphs: fewer, larger kernels"],
+        advice=[
+            "look for .item(), .cpu() and print in the loop: each waits for the GPU",
+            "torch.compile or CUDA graphs: fewer, larger kernels",
+        ],
     )
 
 
@@ -212,33 +221,99 @@ def _facts(cause: Cause, evidence: Evidence) -> list[Fact]:
             facts.append(Fact("gpumon.disk.queue.length", disk.queue, "{request}"))
         held = held_above(evidence, disk)
         if cause.name == "disk_quota" and held is not None:
-            facts.append(Fact("gpumon.fetch.time", held, "1", limit.HELD_ABOVE, "blocked on the disk by time it spent reading"))
+            facts.append(
+                Fact("gpumon.fetch.time", held, "1", limit.HELD_ABOVE, "blocked on the disk by time it spent reading")
+            )
             facts += [
-                Fact("gpumon.disk.limit.io" if unit == "By/s" else "gpumon.disk.limit.operations", value, unit, None, source)
+                Fact(
+                    "gpumon.disk.limit.io" if unit == "By/s" else "gpumon.disk.limit.operations",
+                    value,
+                    unit,
+                    None,
+                    source,
+                )
                 for unit, value, source in disk.limits
             ]
         if disk.not_ours_fraction is not None:
-            facts.append(Fact("system.disk.io", disk.not_ours_fraction, "1", limit.NOT_OURS, "share of bytes that are not this run's reads"))
+            facts.append(
+                Fact(
+                    "system.disk.io",
+                    disk.not_ours_fraction,
+                    "1",
+                    limit.NOT_OURS,
+                    "share of bytes that are not this run's reads",
+                )
+            )
         if cause.name == "disk_saturated" and disk.best_read_bytes_per_s:
-            facts.append(Fact("system.disk.io", disk.read_bytes_per_s, "By/s", disk.best_read_bytes_per_s, "best window of the run"))
+            facts.append(
+                Fact(
+                    "system.disk.io",
+                    disk.read_bytes_per_s,
+                    "By/s",
+                    disk.best_read_bytes_per_s,
+                    "best window of the run",
+                )
+            )
     if cause.name == "memory_pressure":
-        facts.append(Fact("gpumon.memory.refaults", share(machine.refaulted_bytes, machine.read_bytes), "1", limit.REFAULTS, "share of bytes read"))
+        facts.append(
+            Fact(
+                "gpumon.memory.refaults",
+                share(machine.refaulted_bytes, machine.read_bytes),
+                "1",
+                limit.REFAULTS,
+                "share of bytes read",
+            )
+        )
         facts.append(Fact("gpumon.memory.limit.hits", machine.memory_limit_hits, "{event}"))
     if cause.name == "cpu_limit":
         runnable = share(fetches.fraction("runnable"), fetches.fraction("cpu", "runnable"))
-        facts.append(Fact("gpumon.process.runqueue.time", runnable, "1", limit.RUNNABLE, "share of CPU and run-queue time of fetches"))
+        facts.append(
+            Fact(
+                "gpumon.process.runqueue.time",
+                runnable,
+                "1",
+                limit.RUNNABLE,
+                "share of CPU and run-queue time of fetches",
+            )
+        )
         if machine.throttled_fraction is not None:
-            facts.append(Fact("gpumon.cpu.throttled.periods", machine.throttled_fraction, "1", limit.THROTTLED, "share of quota periods"))
+            facts.append(
+                Fact(
+                    "gpumon.cpu.throttled.periods",
+                    machine.throttled_fraction,
+                    "1",
+                    limit.THROTTLED,
+                    "share of quota periods",
+                )
+            )
         if machine.quota_cpus is not None:
             facts.append(Fact("gpumon.cpu.quota", machine.quota_cpus, "{cpu}", None, machine.quota_source or None))
     if cause.name == "handover":
-        facts.append(Fact("gpumon.fetch.handover.time", fetches.handover_fraction, "1", limit.HANDOVER, "share of the waits"))
+        facts.append(
+            Fact("gpumon.fetch.handover.time", fetches.handover_fraction, "1", limit.HANDOVER, "share of the waits")
+        )
     if cause.name == "worker_startup":
-        facts.append(Fact("gpumon.first_of_epoch.wait.time", evidence.steps.first_fraction, "1", limit.STARTUP, "share of all waits"))
+        facts.append(
+            Fact(
+                "gpumon.first_of_epoch.wait.time",
+                evidence.steps.first_fraction,
+                "1",
+                limit.STARTUP,
+                "share of all waits",
+            )
+        )
     for group, accounts in GROUPS.items():
         if (fraction := fetches.fraction(*accounts)) >= 0.05:
             facts.append(Fact("gpumon.fetch.time", fraction, "1", None, f"share of fetch time: {_GROUP_WORDS[group]}"))
-    facts.append(Fact("gpumon.data.wait.utilization", evidence.steps.wait_fraction, "1", limit.NO_ALARM_WAIT, "highest of healthy loaders"))
+    facts.append(
+        Fact(
+            "gpumon.data.wait.utilization",
+            evidence.steps.wait_fraction,
+            "1",
+            limit.NO_ALARM_WAIT,
+            "highest of healthy loaders",
+        )
+    )
     return facts
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gpumon.analysis import units
+from gpumon import units
 
 
 @pytest.mark.parametrize(
