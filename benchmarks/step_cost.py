@@ -1,19 +1,20 @@
-"""What gpumon adds to a training step, in one interleaved run of shuffled blocks.
+"""What gpumon adds to a training step: fresh processes, one mode after the other, round by round.
 
-    python benchmarks/step_cost.py [--check] [--blocks 24]
+    python benchmarks/step_cost.py [--check] [--rounds 9]
 
 The loop is small on purpose (an MLP, batch 32, no workers: 370 µs a step), so that microseconds show.
 Modes: bare; gpumon (the whole automatic set, recorded to files); one OpenTelemetry span per step; and
-traceml-ai and torchtel where they are installed. Every block runs in the same process, so what a mode leaves
-behind (threads) is ended before the next; figures are differences from the bare blocks beside them.
+traceml-ai and torchtel where they are installed. Figures are of the steady state, after a warm-up, and the
+differences are taken within a round, so that a machine whose speed drifts does not matter.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
-import random
+import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -26,12 +27,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import gpumon
 
-STEPS = 2000
+WARM_UP, STEPS = 1500, 8000
 LIMITS = {"p50": 10.0, "mean": 15.0, "hot": 4.0, "cpu": 4.0}
 
 
-def run_block() -> tuple[list[float], float]:
-    """(µs of each step, CPU µs per step) of one block of the bare loop."""
+def train(steps: int) -> tuple[list[float], float]:
+    """(µs of each step, CPU µs per step, all threads) of the bare loop."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -39,8 +40,8 @@ def run_block() -> tuple[list[float], float]:
     data = TensorDataset(torch.randn(32 * 500, 64), torch.randint(0, 10, (32 * 500,)))
     times: list[float] = []
     cpu = time.process_time()
-    while len(times) < STEPS:
-        before = time.perf_counter()
+    before = time.perf_counter()
+    while len(times) < steps:
         for inputs, targets in DataLoader(data, batch_size=32):
             optimizer.zero_grad()
             loss = loss_of(model(inputs), targets)
@@ -100,6 +101,14 @@ def torchtel() -> Iterator[None]:
         instrumentor.uninstrument()
 
 
+@contextmanager
+def traceml() -> Iterator[None]:
+    import traceml_ai
+
+    traceml_ai.init(mode="auto")
+    yield
+
+
 MODES: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "bare": bare,
     "gpumon": automatic,
@@ -107,6 +116,8 @@ MODES: dict[str, Callable[[], AbstractContextManager[None]]] = {
 }
 if importlib.util.find_spec("torchtel"):
     MODES["torchtel"] = torchtel
+if importlib.util.find_spec("traceml_ai"):
+    MODES["traceml (auto)"] = traceml
 
 
 def hot_cost() -> float:
@@ -148,36 +159,53 @@ def hot_cost() -> float:
         iterator_class.__next__, torch.autograd.backward = kept
 
 
+def measure(mode: str) -> dict[str, float]:
+    """The figures of one mode, in this process."""
+    torch.set_num_threads(1)
+    with MODES[mode]():
+        train(WARM_UP)
+        times, cpu = train(STEPS)
+    times.sort()
+    return {
+        "p50": times[len(times) // 2],
+        "mean": statistics.fmean(times),
+        "p99": times[int(len(times) * 0.99)],
+        "cpu": cpu,
+        "hot": hot_cost() if mode == "gpumon" else 0.0,
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="exit 1 past the limits")
-    parser.add_argument("--blocks", type=int, default=16, help="blocks of each mode")
+    parser.add_argument("--rounds", type=int, default=9, help="processes of each mode")
+    parser.add_argument("--mode", choices=list(MODES), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    run_block()
-    results: dict[str, list[tuple[float, float, float, float]]] = {mode: [] for mode in MODES}
-    for block in range(options.blocks):
-        order = list(MODES)
-        random.Random(block).shuffle(order)
-        for mode in order:
-            with MODES[mode]():
-                times, cpu = run_block()
-            times.sort()
-            results[mode].append((times[len(times) // 2], statistics.fmean(times), times[int(len(times) * 0.99)], cpu))
-        print(f"\rblock {block + 1} of {options.blocks}", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
-    print(f"{'':18}{'p50 µs':>9}{'mean µs':>9}{'p99 µs':>9}{'CPU µs':>9}   differences from bare, median of {options.blocks} blocks")
-    base = results["bare"]
-    over: dict[str, tuple[float, ...]] = {}
+    if options.mode:
+        print(json.dumps(measure(options.mode)))
+        return 0
+    results: dict[str, list[dict[str, float]]] = {mode: [] for mode in MODES}
+    for number in range(options.rounds):
+        # In turn from both ends: a mode is not always the one that follows another.
+        for mode in list(MODES)[:: 1 if number % 2 else -1]:
+            command = [sys.executable, __file__, "--mode", mode]
+            results[mode].append(json.loads(subprocess.run(command, capture_output=True, check=True).stdout))
+        if sys.stderr.isatty():
+            print(f"\rround {number + 1} of {options.rounds}", end="\n" * (number + 1 == options.rounds), file=sys.stderr)
+    columns = ("p50", "mean", "p99", "cpu")
+    print(f"{'µs per step':18}" + "".join(f"{name:>9}" for name in columns) + f"   more than bare, median of {options.rounds}")
+    over: dict[str, dict[str, float]] = {}
     for mode, rows in results.items():
-        medians = [statistics.median(row[i] for row in rows) for i in range(4)]
-        over[mode] = tuple(statistics.median(a[i] - b[i] for a, b in zip(rows, base, strict=True)) for i in range(4))
-        added = "  ".join(f"{value:+.1f}" for value in over[mode]) if mode != "bare" else ""
-        print(f"{mode:18}" + "".join(f"{value:9.1f}" for value in medians) + f"   {added}")
-    hot = hot_cost()
-    bare_cpu = statistics.median(row[3] for row in base)
-    measured = {"p50": over["gpumon"][0], "mean": over["gpumon"][1], "hot": hot, "cpu": over["gpumon"][3] / bare_cpu * 100}
-    print(f"stamps of a regular step, called alone: {hot:.2f} µs; process CPU {measured['cpu']:+.1f} %")
+        over[mode] = {
+            name: statistics.median(row[name] - bare[name] for row, bare in zip(rows, results["bare"], strict=True))
+            for name in columns
+        }
+        added = "".join(f"{over[mode][name]:+8.1f}" for name in columns) if mode != "bare" else ""
+        print(f"{mode:18}" + "".join(f"{statistics.median(row[name] for row in rows):9.1f}" for name in columns) + f"   {added}")
+    hot = statistics.median(row["hot"] for row in results["gpumon"])
+    cpu = over["gpumon"]["cpu"] / statistics.median(row["cpu"] for row in results["bare"]) * 100
+    print(f"stamps of a regular step, called alone: {hot:.2f} µs; process CPU {cpu:+.1f} %")
+    measured = {"p50": over["gpumon"]["p50"], "mean": over["gpumon"]["mean"], "hot": hot, "cpu": cpu}
     failed = [f"{name} {measured[name]:.1f} > {limit}" for name, limit in LIMITS.items() if measured[name] > limit]
     if failed:
         print("past the limit: " + ", ".join(failed))

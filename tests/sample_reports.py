@@ -45,8 +45,7 @@ SLOW_DISK = {
             "to_s": 61.2,
             "confidence": 0.9,
             "candidates": [],
-            "summary": "A read takes 87 ms although nobody else uses the disk; "
-            "all of its reads are this run's.",
+            "summary": "A read takes 87 ms although nobody else uses the disk; all of its reads are this run's.",
             "evidence": [
                 {
                     "metric": "gpumon.disk.await",
@@ -90,6 +89,7 @@ SLOW_DISK = {
             "id": "loop0",
             "holds_dataset": True,
             "file_system": "ext4",
+            "disks": ["nvme1n1"],
             "await_s": {"mean": 0.0872, "peak": 0.0931},
             "read_bytes_per_s": {"mean": 46.2e6, "peak": 48.1e6},
             "queue_length": {"mean": 4.02, "peak": 5.1},
@@ -97,10 +97,12 @@ SLOW_DISK = {
         },
         {
             "type": "gpu",
-            "id": "0",
+            "id": "GPU-0a1b2c3d-0000-1111-2222-333344445555",
+            "index": 0,
             "model": "H200",
             "utilization": {"mean": 0.19, "peak": 0.31},
             "memory_bytes": {"mean": 41 * 2**30, "peak": 41.5 * 2**30},
+            "memory_limit_bytes": 139 * 2**30,
             "power_w": {"mean": 180.2, "peak": 240.0},
         },
         {"type": "cpu", "id": "cpu", "usable": 2, "utilization": {"mean": 0.33, "peak": 0.71}},

@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from importlib import resources
 from pathlib import Path
 
 import click
+import jsonschema
 import pytest
 
 from gpumon import cli
@@ -156,6 +158,8 @@ def test_report_of_a_run_as_text_and_as_json(tmp_path):
     assert "\x1b" not in text.stdout
     assert folder.name in text.stdout
     assert text.stdout in done.stderr
+    schema = json.loads(resources.files("gpumon.analysis").joinpath("report.schema.json").read_text())
+    jsonschema.validate(json.loads(as_json.stdout), schema, cls=jsonschema.Draft202012Validator)
     ours = package.report(folder).as_dict()
     ours["run"].pop("path", None)
     theirs = json.loads(as_json.stdout)

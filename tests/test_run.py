@@ -73,9 +73,7 @@ def test_exit_code_is_the_commands(tmp_path, command, code):
     assert kept["command"] == command
 
 
-@pytest.mark.parametrize(
-    ("name", "code"), [("no-such-command", 127), ("./plain.txt", 126), ("./folder", 126)]
-)
+@pytest.mark.parametrize(("name", "code"), [("no-such-command", 127), ("./plain.txt", 126), ("./folder", 126)])
 def test_commands_that_cannot_start_end_as_in_a_shell(tmp_path, name, code):
     """127 for what is not there, 126 for what cannot be executed, one line, and nothing is left behind."""
     (tmp_path / "plain.txt").write_text("no program")
@@ -118,9 +116,7 @@ def test_stdin_and_stdout_pass_byte_by_byte(tmp_path):
 
 def test_arguments_after_the_command_are_the_commands(tmp_path):
     """Options of the command, a second `--`, and empty arguments arrive as they were given."""
-    done = record(
-        sys.executable, "-c", "import sys; print(sys.argv[1:])", "--out", "--", "", "-h", cwd=tmp_path
-    )
+    done = record(sys.executable, "-c", "import sys; print(sys.argv[1:])", "--out", "--", "", "-h", cwd=tmp_path)
 
     assert done.stdout.decode().strip() == "['--out', '--', '', '-h']"
 
@@ -189,9 +185,7 @@ def test_terminal_is_the_commands(tmp_path):
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(tmp_path)
-        os.execv(
-            sys.executable, [*GPUMON, "run", "--out", "out", "--no-report", "--", sys.executable, str(path)]
-        )
+        os.execv(sys.executable, [*GPUMON, "run", "--out", "out", "--no-report", "--", sys.executable, str(path)])
     read_until(terminal, b"ready")
     os.write(terminal, b"\x03")
     os.write(terminal, b"hello\n")
@@ -216,15 +210,11 @@ def read_until(terminal, expected):
 def test_an_interpreter_that_never_trains_notices_nothing(tmp_path):
     """Neither its modules nor its path differ, but for the hook itself."""
     code = "import sys; print(sorted(sys.modules), sys.path)"
-    plain = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
+    plain = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
 
     done = record(sys.executable, "-c", code, cwd=tmp_path)
 
-    assert done.stdout.decode().replace("'sitecustomize', ", "") == plain.stdout.replace(
-        "'sitecustomize', ", ""
-    )
+    assert done.stdout.decode().replace("'sitecustomize', ", "") == plain.stdout.replace("'sitecustomize', ", "")
     assert "nothing was recorded: no Python process of the command imported torch" in done.stderr
 
 
@@ -350,9 +340,7 @@ def test_a_failing_sitecustomize_fails_as_without_gpumon(tmp_path):
 
 def test_loaders_are_put_back(tmp_path):
     """A module that triggers the recording is as Python's own import system makes it."""
-    code = (
-        "import gpumon, sys; print(type(gpumon.__loader__).__name__, type(gpumon.__spec__.loader).__name__)"
-    )
+    code = "import gpumon, sys; print(type(gpumon.__loader__).__name__, type(gpumon.__spec__.loader).__name__)"
 
     assert record(sys.executable, "-c", code, cwd=tmp_path).stdout.split() == [b"SourceFileLoader"] * 2
 
@@ -379,9 +367,7 @@ def test_options_that_keep_gpumon_out_are_named_with_the_repair(command, repaire
     assert run_module._obstacle(command.split()).endswith(f"-> gpumon run -- {repaired}")
 
 
-@pytest.mark.parametrize(
-    "command", ["python train.py -I", "python -c -I", "python -X -E train.py", "sh -E", "python"]
-)
+@pytest.mark.parametrize("command", ["python train.py -I", "python -c -I", "python -X -E train.py", "sh -E", "python"])
 def test_options_of_the_script_keep_nothing_out(command):
     """Only the interpreter's own options count."""
     assert run_module._obstacle(command.split()) is None
@@ -412,9 +398,7 @@ def test_environment_without_gpumon_is_named_with_the_repair(tmp_path):
     venv.create(tmp_path / "bare", with_pip=False, symlinks=True)
     python = tmp_path / "bare" / "bin" / "python"
     script(tmp_path, "print('imported')", "torch.py")  # this environment has no torch of its own
-    path = script(
-        tmp_path, "import subprocess, sys, torch; subprocess.run([sys.executable, '-c', 'import torch'])"
-    )
+    path = script(tmp_path, "import subprocess, sys, torch; subprocess.run([sys.executable, '-c', 'import torch'])")
     environment = {"GPUMON_STRICT": "", "PYTHONPATH": str(tmp_path)}
 
     done = record(python, path, cwd=tmp_path, environment=environment)
@@ -487,9 +471,7 @@ def test_a_recorded_run_is_never_overwritten(tmp_path):
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.skipif(
-    not shutil.which("torchrun", path=str(Path(sys.executable).parent)), reason="pip install torch"
-)
+@pytest.mark.skipif(not shutil.which("torchrun", path=str(Path(sys.executable).parent)), reason="pip install torch")
 def test_torchrun_records_its_ranks_and_not_its_agent(tmp_path):
     """Two ranks on one node: two processes in the run, ranks 0 and 1."""
     path = script(

@@ -107,9 +107,7 @@ def _environment(directory: Path, run_id: str) -> dict[str, str]:
     """The command's environment: ours, the hook in front of its `PYTHONPATH`, and where to record."""
     environment = dict(os.environ)
     here = str(Path(hook.__file__).resolve().parent)
-    given = [
-        entry for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry and entry != here
-    ]
+    given = [entry for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry and entry != here]
     environment["PYTHONPATH"] = os.pathsep.join([here, *given])
     environment["GPUMON_RUN_DIR"] = str(directory)
     environment["GPUMON_RUN_ID"] = run_id
@@ -204,8 +202,8 @@ def _why_nothing(directory: Path, obstacle: str | None) -> str:
         return reasons[0]
     if obstacle:
         return obstacle.partition(" -> ")[0]
-    for variable, keeping_out in _SETTINGS.items():
-        if (value := os.environ.get(variable, "").lower()) in keeping_out:
+    for variable, values in _SETTINGS.items():
+        if (value := os.environ.get(variable, "").lower()) in values:
             return f"{variable}={value} -> unset {variable}"
     if read_run(directory).get("processes"):
         return "the command ended before its first reading"

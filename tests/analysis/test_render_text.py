@@ -28,10 +28,10 @@ WIDE = """\
  Where a fetch's time went             2 workers · 1024 fetches · mean 170 ms
    blocked on reads of loop0 94 %    cpu 4 %    waiting for a cpu 1 %    other 0.7 %
 
- Devices                 mean         peak
-   loop0  ext4, dataset  await 87 ms  93 ms   46 MB/s   queue 4.0   busy 100 %
-   gpu 0  H200           busy 19 %    31 %    memory 41 GiB   180 W
-   cpu                   busy 33 %    71 %    usable 2
+ Devices                             mean         peak
+   loop0  ext4, on nvme1n1, dataset  await 87 ms  93 ms   reads 46 MB/s   queue 4.0   busy 100 %
+   gpu 0  H200                       busy 19 %    31 %    memory 41 GiB of 139 GiB   180 W
+   cpu                               busy 33 %    71 %    usable 2
 
  Findings
  ✖ DataLoadingBound · disk_slow · loop0 · 43 s lost
@@ -63,7 +63,8 @@ NARROW = """\
    forward    ██▋                              9 %   9.9 ms
    other      █▌                               5 %   5.5 ms
    optimizer  ▉                                3 %   3.3 ms
-   first batches of epochs: 1.9 s in 2 epochs, 6 % of all step time
+   first batches of epochs: 1.9 s in 2 epochs, 6 % of all
+   step time
 
  Where a fetch's time went
    2 workers · 1024 fetches · mean 170 ms
@@ -71,9 +72,11 @@ NARROW = """\
    waiting for a cpu 1 %    other 0.7 %
 
  Devices
-   loop0 (ext4, dataset): await 87 ms, peak 93 ms, 46 MB/s,
-     queue 4.0, busy 100 %
-   gpu 0 (H200): busy 19 %, peak 31 %, memory 41 GiB, 180 W
+   loop0 (ext4, on nvme1n1, dataset):
+     await 87 ms, peak 93 ms, reads 46 MB/s, queue 4.0,
+     busy 100 %
+   gpu 0 (H200): busy 19 %, peak 31 %,
+     memory 41 GiB of 139 GiB, 180 W
    cpu: busy 33 %, peak 71 %, usable 2
 
  Findings
@@ -178,9 +181,7 @@ def test_ascii_has_stand_ins_for_every_symbol():
 
 def test_names_of_the_run_cannot_command_the_terminal():
     """Escape sequences in a service's or a file's name are not sent to the terminal."""
-    report = sample_reports.slow_disk(
-        run={"service": "\x1b[2Jtrain\r\nx", "hosts": ["a", "b"], "ranks": [0, 1]}
-    )
+    report = sample_reports.slow_disk(run={"service": "\x1b[2Jtrain\r\nx", "hosts": ["a", "b"], "ranks": [0, 1]})
 
     first = render(report, width=100).splitlines()[0]
 
@@ -244,9 +245,7 @@ def test_terminal_has_colours_and_its_own_width(terminal):
     text = show(terminal, sample_reports.slow_disk())
 
     assert "\x1b[1;31m" in text
-    assert (
-        text.splitlines()[:20] == render(sample_reports.slow_disk(), width=72, color=True).splitlines()[:20]
-    )
+    assert text.splitlines()[:20] == render(sample_reports.slow_disk(), width=72, color=True).splitlines()[:20]
 
 
 @pytest.mark.parametrize(("variable", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
@@ -278,8 +277,7 @@ def test_pipe_has_no_colour(monkeypatch, tmp_path):
         ({"exit_code": 1}, "The command failed with exit code 1 after 61 s; everything until then is here."),
         (
             {"exit_code": 137, "signal": 9, "complete": False},
-            "The run did not end by itself (killed by signal 9 (SIGKILL) after 61 s); "
-            "everything until then is here.",
+            "The run did not end by itself (killed by signal 9 (SIGKILL) after 61 s); everything until then is here.",
         ),
         (
             {"exit_code": None, "complete": False},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gpumon.analysis.gather import Gathered
-from gpumon.analysis.rows import Devices, Series, When
+from gpumon.analysis.rows import Series, When
 
 BUSY_DISK = 0.01
 """Disks that hold no data set and were never busier than this are left out."""
@@ -21,7 +21,7 @@ def devices_of(gathered: Gathered) -> list[dict[str, Any]]:
 
 def _disk(name: str, gathered: Gathered) -> dict[str, Any]:
     devices, lengths = gathered.devices, gathered.lengths
-    disk, info = gathered.evidence.disks[name], gathered.disks.get(name, {})
+    disk, info = gathered.evidence.disks[name], gathered.disks.infos.get(name, {})
     found: dict[str, Any] = {
         "type": "disk",
         "id": name,
@@ -45,7 +45,7 @@ def _disk(name: str, gathered: Gathered) -> dict[str, Any]:
         ("queue_length", devices.get("gpumon.disk.queue.length", name)),
         ("utilization", devices.get("gpumon.disk.utilization", name)),
     ):
-        if (reading := _reading(series, lengths)) is not None:
+        if (reading := _reading(series, lengths)) is not None and (reading["peak"] or not key.startswith("write")):
             found[key] = reading
     return {key: value for key, value in found.items() if value is not None}
 
@@ -53,7 +53,7 @@ def _disk(name: str, gathered: Gathered) -> dict[str, Any]:
 def _other_storage(gathered: Gathered) -> list[dict[str, Any]]:
     places = {
         (row["kind"], row["mount_point"] or row["path"], row["file_system"])
-        for row in gathered.datasets
+        for row in gathered.disks.datasets
         if not row["device"] and (row["mount_point"] or row["path"])
     }
     return [
@@ -68,7 +68,7 @@ def _gpus(gathered: Gathered) -> list[dict[str, Any]]:
     for (name, part, _), series in devices.each("hw.gpu.utilization"):
         if part not in ("general", "") or (reading := _reading(series, lengths)) is None:
             continue
-        gpu = {"type": "gpu", "id": name, "utilization": reading}
+        gpu: dict[str, Any] = {"type": "gpu", "id": name, "utilization": reading}
         for key, metric in (("memory_bytes", "hw.gpu.memory.usage"), ("memory_limit_bytes", "hw.gpu.memory.limit")):
             if (memory := _reading(devices.get(metric, name), lengths)) is not None:
                 gpu[key] = memory if key == "memory_bytes" else memory["mean"]
@@ -110,5 +110,3 @@ def _is_busy(disk: dict[str, Any]) -> bool:
 def _mean(disk: dict[str, Any], key: str) -> float:
     return float(disk[key]["mean"]) if key in disk else 0.0
 
-
-__all__ = ["Devices", "devices_of"]

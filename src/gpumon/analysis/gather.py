@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
+from gpumon.analysis.disks import Disks, ReadBytes, disk_infos, disk_limits, read_bytes
 from gpumon.analysis.rows import (
     Devices,
     Execute,
@@ -18,12 +19,10 @@ from gpumon.analysis.rows import (
     windows,
 )
 from gpumon.rules import thresholds as limit
-from gpumon.rules.evidence import Account, Disk, Evidence, Fetches, Loader, Machine, Steps, share
+from gpumon.rules.evidence import Account, Evidence, Fetches, Loader, Machine, Steps, share
 
 COUNTS = ("steps", "samples", "epochs", "failed", "skipped", "assumed", "first_of_epoch_steps")
 COMPUTE = ("forward_s", "backward_s", "optimizer_s")
-SHORTEST_WINDOW_S = 0.5
-"""Rates of shorter windows (the last export of a run) are no measure of what a disk can give."""
 USED_GPU = 0.05
 """A GPU that was never busier than this was not used."""
 
@@ -41,8 +40,7 @@ class Gathered:
     windows: list[dict[str, Any]]
     devices: Devices
     lengths: dict[When, float]
-    disks: dict[str, dict[str, Any]]
-    datasets: list[dict[str, Any]]
+    disks: Disks
     fetch_count: float
     fetch_accounts: list[dict[str, Any]]
 
@@ -66,19 +64,19 @@ def gather(execute: Execute, run_s: float, begin_s: float) -> Gathered:
     devices = Devices(execute, sampled_by)
     lasting = lengths(local_windows)
     meanwhile = troubled(local_windows)
-    disks = _disk_rows(execute)
-    datasets = query(
-        execute, "select distinct path, kind, device, mount_point, file_system from gpumon_datasets order by path"
-    )
     counts, accounts = _fetch_rows(execute, local)
-
+    disks = Disks(
+        devices,
+        lasting,
+        meanwhile,
+        accounts,
+        read_bytes(execute, local),
+        query(execute, "select distinct path, kind, device, mount_point, file_system from gpumon_datasets order by all"),
+        disk_infos(execute),
+        disk_limits(execute),
+    )
     loader = _loader(devices, {worker for _, worker in counts})
     fetches = _fetches(counts, accounts, meanwhile, local_windows, loader, _handover(execute, local, meanwhile))
-    read_bytes = _read_bytes(execute, local)
-    used_disks = {
-        name: _disk(name, devices, lasting, meanwhile, disks.get(name, {}), datasets, read_bytes, execute)
-        for name in _disk_names(devices, disks, accounts)
-    }
     local_steps = sum(row["steps"] for row in local_windows)
     steps = Steps(
         count=round(totals["steps"]),
@@ -94,17 +92,17 @@ def gather(execute: Execute, run_s: float, begin_s: float) -> Gathered:
         run_s=run_s,
         steps=steps,
         fetches=fetches,
-        disks=used_disks,
-        machine=_machine(execute, devices, lasting, meanwhile, local_windows, read_bytes, steps),
+        disks=disks.evidence(),
+        machine=_machine(execute, devices, meanwhile, local_windows, disks.read_bytes, steps),
         loader=loader,
         gpu_busy=_gpu_busy(devices, lasting, local_windows),
-        read_bytes_per_step=share(sum(read_bytes.total().values()), local_steps),
+        read_bytes_per_step=share(disks.read_bytes.total(), local_steps),
         blind=_blind(execute),
         from_s=round(max(0.0, min(begins) - begin_s), 3) if begins else None,
         to_s=round(max(0.0, max(ends) - begin_s), 3) if ends else None,
     )
     return Gathered(
-        evidence, totals, phases, trainers, everyone, all_windows, devices, lasting, disks, datasets,
+        evidence, totals, phases, trainers, everyone, all_windows, devices, lasting, disks,
         sum(counts.values()), accounts,
     )  # fmt: skip
 
@@ -206,145 +204,15 @@ def _loader(devices: Devices, workers_seen: set[int]) -> Loader:
     return Loader(workers, setting("prefetch"), setting("batch_size"), None if persistent is None else bool(persistent))
 
 
-class _ReadBytes:
-    """Bytes that fetches made devices read: window and device."""
-
-    def __init__(self) -> None:
-        self.deltas: dict[tuple[When, str], float] = {}
-
-    def total(self, only: set[When] | None = None) -> dict[str, float]:
-        sums: dict[str, float] = defaultdict(float)
-        for (when, device), size in self.deltas.items():
-            if only is None or when in only:
-                sums[device] += size
-        return dict(sums)
-
-
-def _read_bytes(execute: Execute, local: set[str]) -> _ReadBytes:
-    found = _ReadBytes()
-    rows = execute(
-        "select instance, at_s, device, delta from stg_counters where metric = 'gpumon.fetch.read'"
-    ).fetchall()
-    for name, at_s, device, delta in rows:
-        if name in local and delta:
-            key = ((name, at_s), device)
-            found.deltas[key] = found.deltas.get(key, 0.0) + delta
-    return found
-
-
-# -- Disks --------------------------------------------------------------------------------------------
-
-
-def _disk_rows(execute: Execute) -> dict[str, dict[str, Any]]:
-    rows = query(
-        execute,
-        "select device, max(model) as model, max(type) as type, max(holds_dataset) as holds_dataset, max(parents) as parents, "
-        "max(mount_point) as mount_point, max(file_system) as file_system from gpumon_disks group by device",
-    )
-    return {row["device"]: row for row in rows if row["device"]}
-
-
-def _disk_names(devices: Devices, disks: dict[str, dict[str, Any]], accounts: list[dict[str, Any]]) -> list[str]:
-    sampled = {device for (device, _, _), _ in devices.each("gpumon.disk.utilization")}
-    sampled |= {device for (device, _, _), _ in devices.each("gpumon.disk.await")}
-    blocked = {row["device"] for row in accounts if row["device"]}
-    return sorted(sampled | set(disks) | blocked)
-
-
-def _disk(
-    name: str,
-    devices: Devices,
-    lasting: dict[When, float],
-    only: set[When],
-    info: dict[str, Any],
-    datasets: list[dict[str, Any]],
-    read_bytes: _ReadBytes,
-    execute: Execute,
-) -> Disk:
-    data = next((row for row in datasets if row["device"] == name), {})
-    reads, writes = devices.get("system.disk.io", name, "read"), devices.get("system.disk.io", name, "write")
-    # The first window of a counter that ran before has no change: nothing is held against it.
-    known = set(reads.deltas) & only
-    queue = devices.get("gpumon.disk.queue.length", name)
-    await_s = devices.ratio("system.disk.operation_time", "system.disk.operations", name, "read", only)
-    if await_s is None:
-        await_s = devices.get("gpumon.disk.await", name, "read").mean(lasting, only)
-    read_time = devices.get("system.disk.operation_time", name, "read")
-    ends = {end for _, end in known}
-    own = {when: size for (when, device), size in read_bytes.deltas.items() if device == name}
-    return Disk(
-        name=name,
-        type=info.get("type"),
-        holds_dataset=bool(info.get("holds_dataset") or data),
-        mount_point=data.get("mount_point") or info.get("mount_point"),
-        file_system=data.get("file_system") or info.get("file_system"),
-        seconds=sum(lasting.get(when, 0.0) for when in known),
-        await_s=await_s,
-        queue=queue.mean(lasting, only),
-        read_time_s=read_time.total(known) if set(read_time.deltas) & known else None,
-        read_bytes=reads.total(known),
-        write_bytes=writes.total(known),
-        own_read_bytes=sum(size for when, size in own.items() if when in only and _near(when[1], ends))
-        if own
-        else None,
-        own_write_bytes=_own_writes(devices, known),
-        best_read_bytes_per_s=max(
-            (rate for when, rate in reads.values.items() if lasting.get(when, 0.0) >= SHORTEST_WINDOW_S), default=None
-        ),
-        unloaded_s=devices.get("gpumon.disk.unloaded.await", name).last,
-        unloaded_queue=devices.get("gpumon.disk.unloaded.queue", name).last or 0.0,
-        quiet_s=quiet_await(name, devices),
-        limits=_limits(execute, name),
-    )
-
-
-def _near(end_s: float, ends: set[float]) -> bool:
-    """Whether a window of another process on this host ends in a window of the one that sampled."""
-    return not ends or min(ends) - 10.0 <= end_s <= max(ends) + 10.0
-
-
-def quiet_await(name: str, devices: Devices) -> float | None:
-    """Mean await of the windows in which the disk read with an almost empty queue; None where too few did."""
-    queue = devices.get("gpumon.disk.queue.length", name)
-    quiet = {when for when, length in queue.values.items() if length < limit.QUIET_QUEUE}
-    gauge = devices.get("gpumon.disk.await", name, "read")
-    read = quiet & (
-        set(gauge.values) | {w for w, n in devices.get("system.disk.operations", name, "read").deltas.items() if n > 0}
-    )
-    if len(read) < limit.QUIET_WINDOWS:
-        return None
-    mean = devices.ratio("system.disk.operation_time", "system.disk.operations", name, "read", read)
-    if mean is None and (values := [gauge.values[when] for when in read if when in gauge.values]):
-        mean = sum(values) / len(values)
-    return mean
-
-
-def _own_writes(devices: Devices, only: set[When]) -> float | None:
-    written = [series for (_, part, _), series in devices.each("process.disk.io") if part == "write"]
-    return sum(series.total(only) for series in written) if written else None
-
-
-def _limits(execute: Execute, name: str) -> list[tuple[str, float, str]]:
-    rows = query(
-        execute,
-        "select metric, lowest, source from gpumon_limits where device = ? and direction in ('read', '') "
-        "and metric like 'gpumon.disk.limit.%' order by metric",
-        [name],
-    )
-    units = {"gpumon.disk.limit.io": "By/s", "gpumon.disk.limit.operations": "{operation}/s"}
-    return [(units[row["metric"]], row["lowest"], row["source"]) for row in rows]
-
-
 # -- The machine --------------------------------------------------------------------------------------
 
 
 def _machine(
     execute: Execute,
     devices: Devices,
-    lasting: dict[When, float],
     only: set[When],
     rows: list[dict[str, Any]],
-    read_bytes: _ReadBytes,
+    read: ReadBytes,
     steps: Steps,
 ) -> Machine:
     limits = {row["metric"]: row for row in query(execute, "select metric, lowest, source from gpumon_limits")}
@@ -357,7 +225,7 @@ def _machine(
         quota_source=quota.get("source") or "",
         throttled_fraction=share(throttled, periods.total(only)) if periods.deltas else None,
         trainer_cpu_s=_trainer_cpu_s(devices, rows, steps),
-        read_bytes=sum(read_bytes.total(only).values()),
+        read_bytes=read.total(only),
         refaulted_bytes=devices.get("gpumon.memory.refaults").total(only) * limit.PAGE_BYTES,
         memory_limit_hits=devices.get("gpumon.memory.limit.hits").total(only),
         memory_limit_bytes=memory.get("lowest"),

@@ -21,14 +21,14 @@ from typing import IO, Any
 
 import duckdb
 
-from gpumon.analysis.views import create_views
+from gpumon.analysis.views import create_views, hold_rows
 from gpumon.errors import RunError
 from gpumon.telemetry.run_json import read_run
 
 RUNS_DIRECTORY = Path("gpumon-runs")
 MEMORY_LIMIT = "256MB"
 """Of DuckDB's own memory; what does not fit goes to the temporary directory."""
-CHUNK_BYTES = 8 * 2**20
+CHUNK_BYTES = 16 * 2**20
 """As much is parsed at once; several chunks in flight would only cost memory."""
 LONGEST_LINE = 16 * 2**20
 
@@ -101,8 +101,13 @@ class Loader:
         connection.execute("set timezone = 'UTC'; set preserve_insertion_order = false")
         connection.execute(_sql("tables.sql"))
         create_views(connection.execute, "duckdb")
-        self._load_sql = _sql("load.sql")
+        self._statements = {
+            "resourceMetrics": _sql("load_metrics.sql"),
+            "resourceSpans": _sql("load_spans.sql"),
+            "resourceLogs": _sql("load_logs.sql"),
+        }
         self._places: dict[str, _Place] = {}
+        self._holds_rows = False
         self.run = Run(path, connection, {})
 
     def refresh(self) -> int:
@@ -122,6 +127,9 @@ class Loader:
             self._read(path, place)
         if not self.run.lines and self.run.damaged and not self.run.info:
             raise RunError(f"no OTLP lines in '{path}': {_first_damage(self.run.damaged)}")
+        if self.run.lines > before or not self._holds_rows:
+            hold_rows(self.run.connection.execute, again=self._holds_rows)
+            self._holds_rows = True
         return self.run.lines - before
 
     def close(self) -> None:
@@ -196,16 +204,21 @@ class Loader:
             self._insert_or_halve(name, lines[middle:])
 
     def _try(self, chunk: bytes) -> bool:
-        if not any(signal in chunk for signal in (b"resourceMetrics", b"resourceSpans", b"resourceLogs")):
+        """Load the chunk as a whole, or nothing of it."""
+        statements = [sql for signal, sql in self._statements.items() if signal.encode() in chunk]
+        if not statements:
             return not chunk.strip()
         part = Path(self._directory.name, "part.jsonl")
         part.write_bytes(chunk)
-        longest = max(LONGEST_LINE, len(chunk) + 1)
-        sql = self._load_sql.replace("{path}", str(part).replace("'", "''")).replace("{longest}", str(longest))
+        longest = LONGEST_LINE
+        if len(chunk) > longest:
+            longest = max(longest, max(map(len, chunk.split(b"\n"))) + 2)
         connection = self.run.connection
         connection.execute("begin")
         try:
-            connection.execute(sql)
+            for sql in statements:
+                path = str(part).replace("'", "''")
+                connection.execute(sql.replace("{path}", path).replace("{longest}", str(longest)))
         except (duckdb.InvalidInputException, duckdb.ConversionException, duckdb.ConstraintException):
             connection.execute("rollback")
             return False

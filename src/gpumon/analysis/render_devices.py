@@ -24,9 +24,11 @@ _SUFFIXES: dict[str, Callable[[float], str]] = {
 }
 _LABELS = {
     "await_s": "await",
+    "unloaded_await_s": "unloaded await",
     "utilization": "busy",
-    "read_bytes_per_s": "",
-    "queue": "queue",
+    "busiest_utilization": "busiest core",
+    "read_bytes_per_s": "reads",
+    "write_bytes_per_s": "writes",
     "queue_length": "queue",
     "power_w": "",
     "temperature_celsius": "",
@@ -48,22 +50,34 @@ class DeviceRow:
 
 def device_rows(device: Mapping[str, Any]) -> DeviceRow:
     """A device of the report's JSON as a row: a reading is a number, or a mean with its peak."""
-    kind, name = device["type"], str(device["id"])
-    about = [str(device[key]) for key in _ABOUT if device.get(key) and device[key] != name]
+    about = [str(device[key]) for key in _ABOUT if device.get(key) and device[key] != device["id"]]
+    if device.get("disks"):
+        about.append(f"on {', '.join(device['disks'])}")
     if device.get("holds_dataset"):
         about.append("dataset")
-    readings = {
-        key: value for key, value in device.items() if _is_reading(value) and key not in ("index", "rank")
-    }
+    readings = {key: value for key, value in device.items() if _is_reading(value) and key not in ("index", "rank")}
+    limits = {key.replace("_limit_", "_"): readings.pop(key) for key in list(readings) if "_limit_" in key}
     main = next((key for key in _MAIN if key in readings), next(iter(readings), None))
-    rest = (_shown(key, _mean(value)) for key, value in readings.items() if key != main)
+    rest = []
+    for key, value in readings.items():
+        if key != main:
+            limit = f" of {_amount(key, _mean(limits[key]))}" if key in limits else ""
+            rest.append(_shown(key, _mean(value)) + limit)
     return DeviceRow(
-        name=name if name.startswith(kind) or kind == "disk" else f"{kind} {name}",
+        name=_name(device),
         about=", ".join(about),
         main=_shown(main, _mean(readings[main])) if main else "",
         peak=_amount(main, readings[main]["peak"]) if main and _has_peak(readings[main]) else "",
-        rest=tuple(item for item in rest if item),
+        rest=tuple(rest),
     )
+
+
+def _name(device: Mapping[str, Any]) -> str:
+    """`loop0`, `gpu 0`, `cpu`: a disk as lsblk calls it, all else with what it is."""
+    kind, name = device["type"], str(device["id"])
+    if "index" in device:
+        return f"{kind} {device['index']}"
+    return name if kind == "disk" or name.lower().startswith(kind) else f"{kind} {name}"
 
 
 def _is_reading(value: Any) -> bool:
@@ -97,18 +111,15 @@ def _amount(key: str, value: float) -> str:
     for suffix, show in _SUFFIXES.items():
         if key.endswith(suffix):
             return show(value)
-    return units.quantity(value, "")
+    return f"{value:.0f}" if float(value).is_integer() else units.quantity(value, "")
 
 
 def metric_name(name: str) -> str:
-    """`gpumon.disk.await` as "disk await"."""
-    return (
-        name.removeprefix("gpumon.")
-        .removeprefix("system.")
-        .removeprefix("hw.")
-        .replace(".", " ")
-        .replace("_", " ")
-    )
+    """`gpumon.disk.await` as "disk await", `hw.gpu.utilization` as "gpu busy"."""
+    name = name.removeprefix("gpumon.").removeprefix("system.").removeprefix("hw.")
+    if name == "data.wait.utilization":
+        return "data wait"
+    return name.replace(".", " ").replace("_", " ").replace("utilization", "busy")
 
 
 def account_name(item: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ import signal
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from io import StringIO
+from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from rich.console import Console
@@ -117,15 +118,11 @@ class _Page:
             first = wrapped[0]
             rest = text[len(wrapped[0]) :]
             rest = _without_leading_space(rest)
-        for number, line in enumerate(
-            [first, *rest.wrap(self._console, room - hanging)] if rest else wrapped
-        ):
+        for number, line in enumerate([first, *rest.wrap(self._console, room - hanging)] if rest else wrapped):
             line.rstrip()
             self._lines.append(Text(" " * (indent + (hanging if number else 0))) + line)
 
-    def items(
-        self, items: Sequence[str], *, separator: str = " · ", style: str = "", indent: int = 1
-    ) -> None:
+    def items(self, items: Sequence[str], *, separator: str = " · ", style: str = "", indent: int = 1) -> None:
         """Items beside each other; an item is broken only where it alone is wider than the page."""
         separator = str(self._plain(separator))
         line = ""
@@ -224,7 +221,7 @@ def _header(page: _Page, content: Mapping[str, Any], path: str) -> None:
 
 def _shown_path(path: str | None) -> str:
     """The run as the user would name it from here."""
-    if not path or not os.path.isabs(path):
+    if not path or not Path(path).is_absolute():
         return path or ""
     relative = os.path.relpath(path)
     return path if relative.startswith("..") else relative
@@ -264,14 +261,10 @@ def _steps(page: _Page, steps: Mapping[str, Any]) -> None:
     if not steps["count"]:
         return
     lengths = steps["duration_s"]
-    figures = [
-        f"{name} {units.duration(lengths[name])}" for name in ("mean", "p50", "p95") if lengths.get(name)
-    ]
+    figures = [f"{name} {units.duration(lengths[name])}" for name in ("mean", "p50", "p95") if lengths.get(name)]
     column = 38 if page.width >= 80 else 0
     page.title("Where a step's time went", figures, column)
-    phases = sorted(
-        ((name, share) for name, share in steps["phases"].items() if share > 0), key=lambda item: -item[1]
-    )
+    phases = sorted(((name, share) for name, share in steps["phases"].items() if share > 0), key=lambda item: -item[1])
     label_width = max((len(_phase(name)) for name, _ in phases), default=0)
     bar_width = min(BAR_WIDTH, page.width - label_width - 22)
     for name, share in phases:
@@ -319,9 +312,7 @@ def _fetches(page: _Page, fetches: Mapping[str, Any] | None) -> None:
         name = account_name(item) if item["fraction"] >= 0.005 else "other"
         shares[name] = shares.get(name, 0.0) + item["fraction"]
     ordered = sorted(shares.items(), key=lambda item: (item[0] == "other", -item[1]))
-    page.items(
-        [f"{name} {units.percent(share)}" for name, share in ordered if share > 0], separator="    ", indent=3
-    )
+    page.items([f"{name} {units.percent(share)}" for name, share in ordered if share > 0], separator="    ", indent=3)
 
 
 def _devices(page: _Page, devices: Sequence[Mapping[str, Any]]) -> None:
@@ -337,9 +328,7 @@ def _devices(page: _Page, devices: Sequence[Mapping[str, Any]]) -> None:
         page.title("Devices", ["mean".ljust(means + 2) + "peak"] if peaks else ["mean"], names + abouts + 6)
         for row in rows:
             head = f"{row.name:<{names}}  {row.about:<{abouts}}  {row.main:<{means}}  {row.peak:<{peaks}}   "
-            page.add(
-                head + "   ".join(_unbroken(item) for item in row.rest), indent=3, hanging=names + abouts + 4
-            )
+            page.add(head + "   ".join(_unbroken(item) for item in row.rest), indent=3, hanging=names + abouts + 4)
     else:
         page.title("Devices")
         for row in rows:
@@ -385,7 +374,8 @@ def _findings(page: _Page, content: Mapping[str, Any]) -> None:
 
 
 def _evidence(item: Mapping[str, Any]) -> str:
-    unit = item.get("unit") or ""
+    # 0 and 1 of `collector.up` are no shares.
+    unit = "" if item["metric"].endswith(".up") else item.get("unit") or ""
     text = f"{metric_name(item['metric'])} {_value(item['value'], unit)}"
     source = item.get("source") or ""
     if item.get("reference") is None:
@@ -426,9 +416,7 @@ def _width(stream: TextIO) -> int:
 
 
 def _wants_color(stream: TextIO) -> bool:
-    return (
-        stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "") not in ("dumb", "")
-    )
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "") not in ("dumb", "")
 
 
 def _can_encode(stream: TextIO) -> bool:

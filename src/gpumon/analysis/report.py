@@ -70,6 +70,11 @@ class Report:
 
         return render(self)
 
+    def _repr_html_(self) -> str:
+        from gpumon.analysis.render_html import render_html
+
+        return render_html(self)
+
     def __repr__(self) -> str:
         first = next((finding for finding in self.findings if finding.cause), None)
         why = f" ({' on '.join(filter(None, (first.cause, first.device)))})" if first and first.cause else ""
@@ -133,18 +138,14 @@ def _run(run: Run, gathered: Gathered, begin_s: float, run_s: float) -> dict[str
     if isinstance(code, int) and code < 0:  # as subprocess says it
         number, code = -code, 128 - code
     started = info.get("started") or (_rfc3339(begin_s) if begin_s else None)
-    hosts = sorted(
-        {row["host"] for row in known if row["host"]} or {info["host"]}
-        if info.get("host")
-        else {row["host"] for row in known if row["host"]}
-    )
+    hosts = {row["host"] for row in known if row["host"]} or {info.get("host")} - {None}
     return {
         "id": info.get("id") or next((row["id"] for row in known if row["id"]), None),
         "service": info.get("service") or next((row["service"] for row in known if row["service"]), "training"),
         "started": started,
         "duration_s": round(run_s, 3),
         "ranks": sorted({process.rank for process in gathered.trainers}),
-        "hosts": hosts,
+        "hosts": sorted(hosts),
         "complete": _is_complete(info, number),
         "exit_code": code,
         "signal": number,

@@ -75,10 +75,8 @@ def processes(execute: Execute) -> list[Process]:
     """Who recorded metrics, by rank."""
     rows = query(
         execute,
-        """select distinct
-            coalesce(nullif("ResourceAttributes"['service.instance.id'], ''), nullif("ResourceAttributes"['process.pid'], ''), '') as instance,
-            cast(coalesce(gpumon_number("ResourceAttributes"['gpumon.rank']), gpumon_number("Attributes"['gpumon.rank']), 0) as integer) as rank,
-            coalesce("ResourceAttributes"['host.name'], '') as host
+        """select distinct gpumon_instance("ResourceAttributes") as instance,
+            gpumon_rank("ResourceAttributes", "Attributes") as rank, coalesce("ResourceAttributes"['host.name'], '') as host
         from otel_metrics_sum order by rank, instance""",
     )
     return [Process(row["instance"], row["rank"], row["host"]) for row in rows]
@@ -120,16 +118,20 @@ def lengths(rows: list[dict[str, Any]]) -> dict[When, float]:
     return {(row["instance"], row["end_s"]): row["end_s"] - row["begin_s"] for row in rows}
 
 
+_DEVICE_METRICS = (
+    "gpumon.disk.", "system.disk.", "gpumon.cpu.", "system.cpu.", "gpumon.memory.", "process.", "gpumon.loader.", "hw.gpu.",
+)  # fmt: skip
+
+
 class Devices:
     """Every series of the devices that one process sampled."""
 
     def __init__(self, execute: Execute, instance: str) -> None:
         self._series: dict[tuple[str, str, str, str], Series] = defaultdict(Series)
+        wanted = " or ".join(f"metric like '{prefix}%'" for prefix in _DEVICE_METRICS)
         rows = execute(
             "select metric, device, part, role, instance, end_s, value, delta from gpumon_device_windows "
-            "where instance = ? and (metric like 'gpumon.disk.%' or metric like 'system.disk.%' or metric like 'gpumon.cpu.%' "
-            "or metric like 'system.cpu.%' or metric like 'gpumon.memory.%' or metric like 'process.%' or metric like 'gpumon.loader.%' "
-            "or metric like 'hw.gpu.%')",
+            f"where instance = ? and ({wanted})",
             [instance],
         ).fetchall()
         for metric, device, part, role, process, end_s, value, delta in rows:

@@ -151,7 +151,7 @@ def _disk_cause(evidence: Evidence) -> Cause:
 
 def held_above(evidence: Evidence, disk: Disk) -> float | None:
     """Seconds blocked on the disk by seconds it spent reading: ≈ 1 where the disk itself is waited for."""
-    blocked = blocked_on_disk_s(evidence, disk.name)
+    blocked = blocked_on_disk_s(evidence, disk.name) if disk.blocked_s is None else disk.blocked_s
     if disk.read_time_s is None:
         return None
     # A disk that answered nothing measurable held nobody up itself.

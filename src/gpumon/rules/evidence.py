@@ -99,6 +99,7 @@ class Disk:
     await_s: float | None = None  # of reads
     queue: float | None = None
     read_time_s: float | None = None  # Σ time of reads
+    blocked_s: float | None = None  # fetches, on its files, over the same time; None: as the accounts say
     read_bytes: float = 0.0
     write_bytes: float = 0.0
     own_read_bytes: float | None = None

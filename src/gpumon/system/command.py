@@ -75,9 +75,7 @@ def exit_code_of(error: OSError) -> int:
     return NOT_FOUND if error.errno in (errno.ENOENT, errno.ENOTDIR) else NOT_EXECUTABLE
 
 
-def _spawn(
-    command: Sequence[str], environment: Mapping[str, str], mask: set[signal.Signals] | set[int]
-) -> int:
+def _spawn(command: Sequence[str], environment: Mapping[str, str], mask: set[signal.Signals] | set[int]) -> int:
     # Python ignores these two; a command expects to be killed by them.
     defaults = [signal.SIGPIPE, signal.SIGXFSZ]
     try:

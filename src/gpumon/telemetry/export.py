@@ -44,9 +44,7 @@ class Export:
     that the oldest batches go first. `dropped` counts items by signal.
     """
 
-    def __init__(
-        self, resource: Resource, sink: Sink, reader: Reader, queue_bytes: int = QUEUE_BYTES
-    ) -> None:
+    def __init__(self, resource: Resource, sink: Sink, reader: Reader, queue_bytes: int = QUEUE_BYTES) -> None:
         self._sink = sink
         self._queues: dict[str, deque[_Batch]] = {signal: deque() for signal in SIGNALS}
         self._order = list(SIGNALS)
@@ -118,9 +116,7 @@ class Export:
         self._queues[signal].append(_Batch(self._number, signal, data, items))
         self._queued += items * _ITEM_BYTES[signal]
         while self._queued > self._queue_bytes:
-            self._drop(
-                min((queue[0] for queue in self._queues.values() if queue), key=lambda batch: batch.number)
-            )
+            self._drop(min((queue[0] for queue in self._queues.values() if queue), key=lambda batch: batch.number))
 
     def _remove(self, batch: _Batch) -> None:
         self._queues[batch.signal].popleft()

@@ -34,9 +34,7 @@ class RunFiles:
     def __init__(
         self, directory: Path, rank: int, *, segment_bytes: int = SEGMENT_BYTES, run_bytes: int = RUN_BYTES
     ) -> None:
-        self._files = {
-            signal: LineFile(directory, signal, rank, segment_bytes, run_bytes) for signal in SIGNALS
-        }
+        self._files = {signal: LineFile(directory, signal, rank, segment_bytes, run_bytes) for signal in SIGNALS}
 
     def write(self, signal: str, line: str) -> bool:
         """Append *line*; False when it could not be kept, whole or at all: a full disk is never raised."""

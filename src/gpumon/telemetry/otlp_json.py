@@ -21,6 +21,7 @@ from opentelemetry.sdk.metrics.export import (
     NumberDataPoint,
     Sum,
 )
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 
 _KINDS = {0: 1, 1: 2, 2: 3, 3: 4, 4: 5}  # the API's SpanKind -> the protocol's
@@ -53,9 +54,7 @@ def spans_line(spans: Sequence[ReadableSpan]) -> str:
 
 def logs_line(records: Sequence[Any]) -> str:
     """One line of a logs file: an ExportLogsServiceRequest of the SDK's readable log records."""
-    return _dump(
-        {"resourceLogs": _grouped(records, "scopeLogs", "logRecords", lambda item: _log(item.log_record))}
-    )
+    return _dump({"resourceLogs": _grouped(records, "scopeLogs", "logRecords", lambda item: _log(item.log_record))})
 
 
 def _grouped(
@@ -63,8 +62,9 @@ def _grouped(
 ) -> list[dict[str, Any]]:
     resources: dict[Any, dict[Any, list[dict[str, Any]]]] = {}
     for item in items:
-        # SDK < 1.39 keeps a log record's resource in the record.
-        resource = item.resource if hasattr(item, "resource") else item.log_record.resource
+        # SDK < 1.39 keeps a log record's resource in the record, or nowhere.
+        record = getattr(item, "log_record", None)
+        resource = getattr(item, "resource", None) or getattr(record, "resource", None) or Resource.get_empty()
         scopes = resources.setdefault(resource, {})
         scopes.setdefault(item.instrumentation_scope, []).append(encode(item))
     return [

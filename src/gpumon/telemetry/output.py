@@ -55,9 +55,7 @@ GRACE_S = 30.0
 EXIT_S = 2.0
 """The exit may wait 3 s for all of gpumon."""
 
-TAKEN_OVER = (
-    "The application set OpenTelemetry providers of its own while it ran: they get the signals since."
-)
+TAKEN_OVER = "The application set OpenTelemetry providers of its own while it ran: they get the signals since."
 
 Destinations = list[tuple[trace.Tracer, Attributes]]
 
@@ -151,9 +149,7 @@ class Output:
             found.append((self._own_tracer, {}))
         return found
 
-    def event(
-        self, name: str, body: str, attributes: Attributes | None = None, *, is_warning: bool = False
-    ) -> None:
+    def event(self, name: str, body: str, attributes: Attributes | None = None, *, is_warning: bool = False) -> None:
         """Emit a log record with an event name; nothing where OpenTelemetry has none yet (before 1.35)."""
         if self._applications is None or os.getpid() != self._pid:
             return

@@ -91,9 +91,7 @@ def describe_run(directory: Path, run_id: str, service: str, command: list[str])
         run["launcher"] = _this_process()
 
 
-def join_run(
-    directory: Path, run_id: str, service: str, rank: int, started: float | None = None
-) -> tuple[Path, str]:
+def join_run(directory: Path, run_id: str, service: str, rank: int, started: float | None = None) -> tuple[Path, str]:
     """Enter this process into the run in *directory*, made when missing; returns its directory and id.
 
     *started* is when the process began to record, in seconds since the epoch; default now.
@@ -206,11 +204,7 @@ def _lock(fd: int) -> None:
 
 
 def _rfc3339(seconds: float) -> str:
-    return (
-        datetime.fromtimestamp(seconds, timezone.utc)
-        .isoformat(timespec="milliseconds")
-        .replace("+00:00", "Z")
-    )
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _digest(text: str) -> str:

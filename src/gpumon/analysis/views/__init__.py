@@ -34,6 +34,10 @@ VIEWS = (
 """In the order in which they build on each other."""
 
 
+HELD = ("stg_windows", "stg_counters")
+"""Views that most others read more than once: an embedded engine keeps their rows (`hold_rows`)."""
+
+
 def create_views(execute: Callable[[str], Any], engine: str) -> None:
     """Create the shims of *engine* (`duckdb` or `clickhouse`) and every view; one statement per call."""
     for statement in text(f"shims.{engine}").split(";"):
@@ -41,6 +45,13 @@ def create_views(execute: Callable[[str], Any], engine: str) -> None:
             execute(statement)
     for name in VIEWS:
         execute(text(name))
+
+
+def hold_rows(execute: Callable[[str], Any], *, again: bool) -> None:
+    """Turn the views in `HELD` into tables of their rows as of now; *again*: they are tables already."""
+    for name in HELD:
+        execute(f"drop {'table' if again else 'view'} {name}")
+        execute(text(name).replace("create or replace view", "create table", 1))
 
 
 def text(name: str) -> str:

@@ -3,8 +3,8 @@
 -- Columns: kind: block, network, memory, container, unknown; null where not known.
 create or replace view gpumon_datasets as
 select distinct
-    coalesce(nullif("ResourceAttributes"['gpumon.run.id'], ''), nullif("Attributes"['gpumon.run.id'], ''), '') as run_id,
-    cast(coalesce(gpumon_number("ResourceAttributes"['gpumon.rank']), gpumon_number("Attributes"['gpumon.rank']), 0) as integer) as rank,
+    gpumon_run_id("ResourceAttributes", "Attributes") as run_id,
+    gpumon_rank("ResourceAttributes", "Attributes") as rank,
     nullif("Attributes"['gpumon.data.path'], '') as path,
     nullif("Attributes"['gpumon.storage.kind'], '') as kind,
     nullif("Attributes"['system.device'], '') as device,

@@ -3,8 +3,8 @@
 -- Columns: type: HDD, SSD, NVMe, virtual; holds_dataset 0 or 1; null where not known.
 create or replace view gpumon_disks as
 select
-    coalesce(nullif("ResourceAttributes"['gpumon.run.id'], ''), nullif("Attributes"['gpumon.run.id'], ''), '') as run_id,
-    cast(coalesce(gpumon_number("ResourceAttributes"['gpumon.rank']), gpumon_number("Attributes"['gpumon.rank']), 0) as integer) as rank,
+    gpumon_run_id("ResourceAttributes", "Attributes") as run_id,
+    gpumon_rank("ResourceAttributes", "Attributes") as rank,
     "Attributes"['system.device'] as device,
     max(nullif("Attributes"['hw.model'], '')) as model,
     max(nullif("Attributes"['hw.serial_number'], '')) as serial_number,
@@ -16,6 +16,6 @@ select
 from otel_metrics_gauge
 where "MetricName" = 'gpumon.disk.info'
 group by
-    coalesce(nullif("ResourceAttributes"['gpumon.run.id'], ''), nullif("Attributes"['gpumon.run.id'], ''), ''),
-    cast(coalesce(gpumon_number("ResourceAttributes"['gpumon.rank']), gpumon_number("Attributes"['gpumon.rank']), 0) as integer),
+    gpumon_run_id("ResourceAttributes", "Attributes"),
+    gpumon_rank("ResourceAttributes", "Attributes"),
     "Attributes"['system.device']

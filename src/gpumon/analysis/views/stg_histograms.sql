@@ -5,9 +5,9 @@ create or replace view stg_histograms as
 with
 points as (
     select
-        coalesce(nullif("ResourceAttributes"['gpumon.run.id'], ''), nullif("Attributes"['gpumon.run.id'], ''), '') as run_id,
-        cast(coalesce(gpumon_number("ResourceAttributes"['gpumon.rank']), gpumon_number("Attributes"['gpumon.rank']), 0) as integer) as rank,
-        coalesce(nullif("ResourceAttributes"['service.instance.id'], ''), nullif("ResourceAttributes"['process.pid'], ''), '') as instance,
+        gpumon_run_id("ResourceAttributes", "Attributes") as run_id,
+        gpumon_rank("ResourceAttributes", "Attributes") as rank,
+        gpumon_instance("ResourceAttributes") as instance,
         "MetricName" as metric,
         coalesce(nullif("Attributes"['gpumon.stage'], ''), '') as stage,
         coalesce(nullif("Attributes"['gpumon.collector'], ''), '') as device,

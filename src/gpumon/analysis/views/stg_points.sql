@@ -15,9 +15,9 @@ points as (
     from otel_metrics_sum
 )
 select
-    coalesce(nullif(resource['gpumon.run.id'], ''), nullif(attributes['gpumon.run.id'], ''), '') as run_id,
-    cast(coalesce(gpumon_number(resource['gpumon.rank']), gpumon_number(attributes['gpumon.rank']), 0) as integer) as rank,
-    coalesce(nullif(resource['service.instance.id'], ''), nullif(resource['process.pid'], ''), '') as instance,
+    gpumon_run_id(resource, attributes) as run_id,
+    gpumon_rank(resource, attributes) as rank,
+    gpumon_instance(resource) as instance,
     metric, kind, at_s, value,
     coalesce(nullif(attributes['gpumon.stage'], ''), '') as stage,
     coalesce(

@@ -3,17 +3,17 @@
 -- Columns: begin_s [seconds since 1970]; duration_s [seconds]; null where a span does not have the attribute.
 create or replace view stg_spans as
 select
-    coalesce(nullif("ResourceAttributes"['gpumon.run.id'], ''), nullif("SpanAttributes"['gpumon.run.id'], ''), '') as run_id,
-    cast(coalesce(gpumon_number("ResourceAttributes"['gpumon.rank']), gpumon_number("SpanAttributes"['gpumon.rank']), 0) as integer) as rank,
-    coalesce(nullif("ResourceAttributes"['service.instance.id'], ''), nullif("ResourceAttributes"['process.pid'], ''), '') as instance,
+    gpumon_run_id("ResourceAttributes", "SpanAttributes") as run_id,
+    gpumon_rank("ResourceAttributes", "SpanAttributes") as rank,
+    gpumon_instance("ResourceAttributes") as instance,
     "TraceId" as trace_id, "SpanId" as span_id, "ParentSpanId" as parent_span_id, "SpanName" as name,
     gpumon_unix_s("Timestamp") as begin_s, "Duration" / 1e9 as duration_s,
     case when "StatusCode" = 'Error' then 1 else 0 end as is_failed,
     nullif("SpanAttributes"['gpumon.phase'], '') as phase,
     nullif("SpanAttributes"['gpumon.stage'], '') as stage,
-    cast(gpumon_number("SpanAttributes"['gpumon.step.number']) as bigint) as step,
-    cast(gpumon_number("SpanAttributes"['gpumon.epoch']) as bigint) as epoch,
-    cast(gpumon_number("SpanAttributes"['gpumon.batch.size']) as bigint) as samples,
+    gpumon_integer("SpanAttributes"['gpumon.step.number']) as step,
+    gpumon_integer("SpanAttributes"['gpumon.epoch']) as epoch,
+    gpumon_integer("SpanAttributes"['gpumon.batch.size']) as samples,
     nullif("SpanAttributes"['gpumon.keep.reason'], '') as keep_reason,
     case when "SpanAttributes"['gpumon.step.first_of_epoch'] = 'true' then 1 else 0 end as is_first_of_epoch,
     case when "SpanAttributes"['gpumon.step.slow'] = 'true' then 1 else 0 end as is_slow,
