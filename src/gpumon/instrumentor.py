@@ -231,6 +231,7 @@ class Recording:
             yield self._background_cpu_s(), {m.OVERHEAD: "background"}
         elif metric is m.SPANS_DROPPED:
             yield from self._output.spans_dropped()
+            yield float(self._tracer.not_kept), {m.REASON: "too_many_slow_steps"}
         elif metric is m.EXPORT_DROPPED:
             yield from self._output.dropped()
         elif (values := self._training.observe(metric, reader)) is not None:

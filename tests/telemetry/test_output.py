@@ -338,9 +338,10 @@ def test_a_directory_that_cannot_be_written_is_one_warning(quick, caplog):
 def test_intervals(program):
     """Metrics go out every second at first; `OTEL_METRIC_EXPORT_INTERVAL` sets another interval."""
     text = "import time\nt = Training(export='file')\nt.step()\ntime.sleep(1.7)\nt.close()"
-    program.run(text, OTEL_METRIC_EXPORT_INTERVAL="")
-    program.run(text, OTEL_METRIC_EXPORT_INTERVAL="300")
-    program.run(text, OTEL_METRIC_EXPORT_INTERVAL="soon")
+    processes = [program.start(text, OTEL_METRIC_EXPORT_INTERVAL=value) for value in ("", "300", "soon")]
+    for process in processes:
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == 0, errors
     counts = [len(points(run, "gpumon.step.count")) for run in program.runs]
 
     assert sorted(counts) == [2, 2, 6]

@@ -109,4 +109,3 @@ def _is_busy(disk: dict[str, Any]) -> bool:
 
 def _mean(disk: dict[str, Any], key: str) -> float:
     return float(disk[key]["mean"]) if key in disk else 0.0
-

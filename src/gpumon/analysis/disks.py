@@ -127,7 +127,9 @@ class Disks:
 def read_bytes(execute: Execute, instances: set[str]) -> ReadBytes:
     """What the fetches of some processes read."""
     found = ReadBytes()
-    rows = execute("select instance, at_s, device, delta from stg_counters where metric = 'gpumon.fetch.read'").fetchall()
+    rows = execute(
+        "select instance, at_s, device, delta from stg_counters where metric = 'gpumon.fetch.read'"
+    ).fetchall()
     for instance, at_s, device, delta in rows:
         if instance in instances and delta:
             key = ((instance, at_s), device)

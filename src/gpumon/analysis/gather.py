@@ -71,7 +71,9 @@ def gather(execute: Execute, run_s: float, begin_s: float) -> Gathered:
         meanwhile,
         accounts,
         read_bytes(execute, local),
-        query(execute, "select distinct path, kind, device, mount_point, file_system from gpumon_datasets order by all"),
+        query(
+            execute, "select distinct path, kind, device, mount_point, file_system from gpumon_datasets order by all"
+        ),
         disk_infos(execute),
         disk_limits(execute),
     )

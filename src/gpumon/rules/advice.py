@@ -8,6 +8,7 @@ from gpumon import units
 from gpumon.rules import thresholds as limit
 from gpumon.rules.causes import Cause
 from gpumon.rules.evidence import Disk, Evidence
+from gpumon.rules.sentences import cpus as cpus_of
 
 MOST = 3
 _MANY_WORKERS = 16
@@ -65,7 +66,7 @@ def _more_workers(evidence: Evidence, why: str) -> str | None:
     if now is None or target is None or target <= now:
         return None
     cpus = evidence.machine.cpus
-    allowed = f", {_cpus(cpus)} allow it" if cpus else ""
+    allowed = f", {cpus_of(cpus)} allow it" if cpus else ""
     return f"num_workers {now} → {target}: {why}{allowed}"
 
 
@@ -143,8 +144,8 @@ def _memory(evidence: Evidence, disk: Disk | None) -> list[str | None]:
     now = f" (now {units.size(size)})" if size else ""
     fewer = None
     if evidence.loader.workers and evidence.loader.workers > 1:
-        prefetch = evidence.loader.prefetch
-        fewer = f"fewer workers or a smaller prefetch_factor{f' (now {prefetch})' if prefetch else ''}: their memory is taken from the page cache"
+        prefetch = f" (now {evidence.loader.prefetch})" if evidence.loader.prefetch else ""
+        fewer = f"fewer workers or a smaller prefetch_factor{prefetch}: their memory is taken from the page cache"
     return [
         f"raise the memory limit of the container or job{now}: data read before is evicted and read again",
         fewer,
@@ -173,7 +174,7 @@ def _loader_cpu(evidence: Evidence, disk: Disk | None) -> list[str | None]:
     cpus = evidence.machine.cpus
     none_left = None
     if more is None and cpus:
-        none_left = f"more workers will not help: the {_cpus(cpus)} usable are taken; give the job more CPUs"
+        none_left = f"more workers will not help: the {cpus_of(cpus)} usable are taken; give the job more CPUs"
     return [
         more,
         "do less per sample: decode and resize once and store the result, faster decoders "
@@ -192,9 +193,9 @@ def _cpu_limit(evidence: Evidence, disk: Disk | None) -> list[str | None]:
         raised = f"raise the CPU quota{quota}{where}"
     fewer = None
     if cpus and workers and workers > cpus:
-        fewer = f"num_workers {workers} → {max(1, math.floor(cpus))}: only {_cpus(cpus)} usable, more workers only take turns"
+        fewer = f"num_workers {workers} → {max(1, math.floor(cpus))}: more than {cpus_of(cpus)} only take turns"
     return [
-        raised or f"give the job more CPUs{f' (now {_cpus(cpus)})' if cpus else ''}, or stop what else runs on them",
+        raised or f"give the job more CPUs{f' (now {cpus_of(cpus)})' if cpus else ''}, or stop what else runs on them",
         fewer,
         "one thread per worker: torch.set_num_threads(1) and OMP_NUM_THREADS=1 in the workers",
     ]
@@ -213,7 +214,8 @@ def _too_few_workers(evidence: Evidence, disk: Disk | None) -> list[str | None]:
 
 def _handover(evidence: Evidence, disk: Disk | None) -> list[str | None]:
     return [
-        "return tensors from the workers instead of lists of Python objects: tensors go through shared memory, objects are unpickled in the trainer",
+        "return tensors from the workers instead of lists of Python objects: tensors go through shared memory, "
+        "objects are unpickled in the trainer",
         "keep Python threads in the training process off the GIL while it trains (logging, metrics, callbacks)",
         "build the batch in the worker (collate_fn), so that one tensor is handed over",
     ]
@@ -236,8 +238,8 @@ def _startup(evidence: Evidence, disk: Disk | None) -> list[str | None]:
 def _unknown(evidence: Evidence, disk: Disk | None) -> list[str | None]:
     if disk is not None and disk.baseline is None:
         return [
-            "name the data with gpumon.instrument(data_paths=…) or GPUMON_DATA_PATHS: the disk's unloaded latency is then "
-            "measured before the loader starts, which tells slow from saturated"
+            "name the data with gpumon.instrument(data_paths=…) or GPUMON_DATA_PATHS: the disk's unloaded latency "
+            "is then measured before the loader starts, which tells slow from saturated"
         ]
     if not evidence.fetches.wall_s:
         return ["feed the loop from a torch DataLoader, or name the data with data_paths: then fetches can be followed"]
@@ -255,7 +257,3 @@ def _needs_elsewhere(evidence: Evidence) -> str:
 
 def _limit_text(unit: str, value: float) -> str:
     return units.rate(value) if unit == "By/s" else f"{units.number(value)} operations/s"
-
-
-def _cpus(cpus: float) -> str:
-    return f"{units.number(cpus) if cpus % 1 else int(cpus)} CPU{'' if cpus == 1 else 's'}"

@@ -8,8 +8,9 @@ from gpumon import units
 from gpumon.rules import sentences
 from gpumon.rules import thresholds as limit
 from gpumon.rules.advice import advise, startup_advice
-from gpumon.rules.causes import GROUPS, Cause, cause_of_waits, held_above
+from gpumon.rules.causes import cause_of_waits
 from gpumon.rules.evidence import Evidence, Steps, share
+from gpumon.rules.facts import facts_of
 from gpumon.rules.findings import SEVERITIES, Fact, Finding, severity
 
 
@@ -58,7 +59,8 @@ def too_little(steps: Steps) -> str | None:
     if steps.count < limit.MIN_STEPS:
         return f"Too few steps to judge: {steps.count} of {limit.MIN_STEPS}."
     if steps.time_s < limit.MIN_STEP_TIME_S:
-        return f"Too little time in steps to judge: {units.duration(steps.time_s)} of {units.duration(limit.MIN_STEP_TIME_S)}."
+        took, least = units.duration(steps.time_s), units.duration(limit.MIN_STEP_TIME_S)
+        return f"Too little time in steps to judge: {took} of {least}."
     if steps.wait_s > 1.05 * steps.time_s:
         return "The clocks disagree: more time was waited than steps took."
     return None
@@ -90,7 +92,7 @@ def data_loading_bound(evidence: Evidence) -> Finding:
         confidence=cause.confidence,
         candidates=cause.candidates,
         summary=f"{sentences.waits(evidence)}: {sentences.because(cause, evidence)}.",
-        evidence=_facts(cause, evidence),
+        evidence=facts_of(cause, evidence),
         advice=advise(cause, evidence),
     )
 
@@ -129,7 +131,7 @@ def collector_blind(evidence: Evidence, findings: list[Finding]) -> list[Finding
         needed["disk"] = "which disk is waited for, and how it does"
         if not evidence.fetches.wall_s:
             needed["fetches"] = "what the fetches were doing"
-    if evidence.gpu_busy is None and not findings:
+    if evidence.gpu_busy is None and not findings and evidence.steps.phases.get("transfer"):
         needed["gpu"] = "whether the GPU was busy"
     blind = [(name, what) for name, what in needed.items() if name in evidence.blind]
     return [
@@ -165,8 +167,8 @@ def _without_loss(evidence: Evidence) -> tuple[str, str]:
         return "compute_bound", sentences.healthy(evidence)
     if evidence.gpu_busy is not None and evidence.gpu_busy < limit.IDLE_GPU:
         return "overhead_bound", (
-            f"The GPU is busy only {units.percent(evidence.gpu_busy)} of the time, and neither data nor copies explain it: "
-            "Python, logging, synchronization or tiny kernels."
+            f"The GPU is busy only {units.percent(evidence.gpu_busy)} of the time, and neither data nor copies "
+            "explain it: Python, logging, synchronization or tiny kernels."
         )
     return "balanced", sentences.healthy(evidence)
 
@@ -205,126 +207,6 @@ def _overhead_bound(evidence: Evidence, summary: str) -> Finding:
             "torch.compile or CUDA graphs: fewer, larger kernels",
         ],
     )
-
-
-def _facts(cause: Cause, evidence: Evidence) -> list[Fact]:
-    """The figures that the cause rests on, the telling ones first."""
-    fetches, machine = evidence.fetches, evidence.machine
-    facts: list[Fact] = []
-    disk = evidence.disks.get(cause.device or "")
-    if disk is not None and disk.await_s is not None:
-        reference, source = disk.baseline or (disk.floor_s, f"normal for {disk.type or 'a disk'}")
-        if cause.name == "too_few_workers":
-            reference, source = disk.floor_s, f"normal for {disk.type or 'a disk'}"
-        facts.append(Fact("gpumon.disk.await", disk.await_s, "s", reference, source))
-        if disk.queue is not None:
-            facts.append(Fact("gpumon.disk.queue.length", disk.queue, "{request}"))
-        held = held_above(evidence, disk)
-        if cause.name == "disk_quota" and held is not None:
-            facts.append(
-                Fact("gpumon.fetch.time", held, "1", limit.HELD_ABOVE, "blocked on the disk by time it spent reading")
-            )
-            facts += [
-                Fact(
-                    "gpumon.disk.limit.io" if unit == "By/s" else "gpumon.disk.limit.operations",
-                    value,
-                    unit,
-                    None,
-                    source,
-                )
-                for unit, value, source in disk.limits
-            ]
-        if disk.not_ours_fraction is not None:
-            facts.append(
-                Fact(
-                    "system.disk.io",
-                    disk.not_ours_fraction,
-                    "1",
-                    limit.NOT_OURS,
-                    "share of bytes that are not this run's reads",
-                )
-            )
-        if cause.name == "disk_saturated" and disk.best_read_bytes_per_s:
-            facts.append(
-                Fact(
-                    "system.disk.io",
-                    disk.read_bytes_per_s,
-                    "By/s",
-                    disk.best_read_bytes_per_s,
-                    "best window of the run",
-                )
-            )
-    if cause.name == "memory_pressure":
-        facts.append(
-            Fact(
-                "gpumon.memory.refaults",
-                share(machine.refaulted_bytes, machine.read_bytes),
-                "1",
-                limit.REFAULTS,
-                "share of bytes read",
-            )
-        )
-        facts.append(Fact("gpumon.memory.limit.hits", machine.memory_limit_hits, "{event}"))
-    if cause.name == "cpu_limit":
-        runnable = share(fetches.fraction("runnable"), fetches.fraction("cpu", "runnable"))
-        facts.append(
-            Fact(
-                "gpumon.process.runqueue.time",
-                runnable,
-                "1",
-                limit.RUNNABLE,
-                "share of CPU and run-queue time of fetches",
-            )
-        )
-        if machine.throttled_fraction is not None:
-            facts.append(
-                Fact(
-                    "gpumon.cpu.throttled.periods",
-                    machine.throttled_fraction,
-                    "1",
-                    limit.THROTTLED,
-                    "share of quota periods",
-                )
-            )
-        if machine.quota_cpus is not None:
-            facts.append(Fact("gpumon.cpu.quota", machine.quota_cpus, "{cpu}", None, machine.quota_source or None))
-    if cause.name == "handover":
-        facts.append(
-            Fact("gpumon.fetch.handover.time", fetches.handover_fraction, "1", limit.HANDOVER, "share of the waits")
-        )
-    if cause.name == "worker_startup":
-        facts.append(
-            Fact(
-                "gpumon.first_of_epoch.wait.time",
-                evidence.steps.first_fraction,
-                "1",
-                limit.STARTUP,
-                "share of all waits",
-            )
-        )
-    for group, accounts in GROUPS.items():
-        if (fraction := fetches.fraction(*accounts)) >= 0.05:
-            facts.append(Fact("gpumon.fetch.time", fraction, "1", None, f"share of fetch time: {_GROUP_WORDS[group]}"))
-    facts.append(
-        Fact(
-            "gpumon.data.wait.utilization",
-            evidence.steps.wait_fraction,
-            "1",
-            limit.NO_ALARM_WAIT,
-            "highest of healthy loaders",
-        )
-    )
-    return facts
-
-
-_GROUP_WORDS = {
-    "cpu": "on or waiting for a CPU",
-    "disk": "blocked on files of a disk",
-    "network_fs": "blocked on a network file system",
-    "socket": "blocked on sockets",
-    "sleep": "sleeping",
-    "other": "blocked elsewhere",
-}
 
 
 def _at_most(value: float) -> float:

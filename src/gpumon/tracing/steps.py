@@ -25,6 +25,7 @@ from gpumon.tracing.stamps import Stamps
 
 SAMPLE_NS = 1_000_000_000  # one step is kept as an example per export window
 KEEP = 2048  # kept steps that wait for the background thread
+SLOW_PER_DRAIN = 2  # slow steps kept of one run of regular steps: the slowest; a noisy machine has dozens a second
 WINDOW = 512  # recent steps whose median and p95 say what is slow
 TakenFetch = tuple[int, int, int, int, int]
 
@@ -60,6 +61,7 @@ class StepTracer:
         self.on_iterator: list[Callable[[Any, int], None]] = []
         self.account: FetchAccount | None = None
         self.fetches: deque[TakenFetch] = deque(maxlen=100_000)
+        self.not_kept = 0  # slow steps beyond what is kept
         self._keep = keep
         self._pid = os.getpid()
         self._threads: dict[int, tuple[Stamps, Machine]] = {}
@@ -209,7 +211,9 @@ class StepTracer:
             return
         slow, enough = self._limit("train", durations)
         chosen = [i for i, ns in enumerate(durations) if ns > slow] if enough and max(durations) > slow else []
-        reasons = dict.fromkeys(chosen[:32], "slow")
+        chosen.sort(key=durations.__getitem__)
+        self.not_kept += max(0, len(chosen) - SLOW_PER_DRAIN)
+        reasons = dict.fromkeys(chosen[-SLOW_PER_DRAIN:], "slow")
         last = len(rows) - 1
         if rows[last][8] - self._sampled.get("train", 0) >= SAMPLE_NS:
             self._sampled["train"] = rows[last][8]
