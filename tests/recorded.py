@@ -80,7 +80,7 @@ def span(name, begin_s, duration_s, trace, span_id, parent="", status=0, **given
         "name": name,
         "kind": 1,
         "startTimeUnixNano": str(round(begin_s * 1e9)),
-        "endTimeUnixNano": str(round((begin_s + duration_s) * 1e9)),
+        "endTimeUnixNano": str(round(begin_s * 1e9) + round(duration_s * 1e9)),
         "attributes": attributes(given),
         "status": {"code": status} if status else {},
     }

@@ -11,9 +11,7 @@ from typing import Any
 
 def lines(directory: Path, signal: str) -> Iterator[dict[str, Any]]:
     """Every whole line of a signal, closed segments first; a torn last line is left out."""
-    for path in sorted(
-        directory.glob(f"{signal}.*.jsonl*"), key=lambda path: (path.suffix != ".gz", path.name)
-    ):
+    for path in sorted(directory.glob(f"{signal}.*.jsonl*"), key=lambda path: (path.suffix != ".gz", path.name)):
         with gzip.open(path, "rt") if path.suffix == ".gz" else open(path) as file:
             for line in file:
                 if line.endswith("\n"):
@@ -38,9 +36,7 @@ def points(directory: Path, name: str) -> list[dict[str, Any]]:
         for scope in resource["scopeMetrics"]
         for metric in scope["metrics"]
         if metric["name"] == name
-        for point in next(metric[kind] for kind in ("gauge", "sum", "histogram") if kind in metric)[
-            "dataPoints"
-        ]
+        for point in next(metric[kind] for kind in ("gauge", "sum", "histogram") if kind in metric)["dataPoints"]
     ]
 
 
@@ -48,6 +44,5 @@ def resource(directory: Path) -> dict[str, Any]:
     """Attributes of the first resource."""
     line = next(lines(directory, "metrics"))
     return {
-        item["key"]: next(iter(item["value"].values()))
-        for item in line["resourceMetrics"][0]["resource"]["attributes"]
+        item["key"]: next(iter(item["value"].values())) for item in line["resourceMetrics"][0]["resource"]["attributes"]
     }

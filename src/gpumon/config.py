@@ -78,11 +78,7 @@ def _split(value: str | Sequence[Any], separator: str) -> list[Any]:
 
 def _intervals(value: Any, source: str) -> dict[str, float]:
     try:
-        pairs = (
-            value.items()
-            if isinstance(value, Mapping)
-            else [item.split("=", 1) for item in _split(value, ",")]
-        )
+        pairs = value.items() if isinstance(value, Mapping) else [item.split("=", 1) for item in _split(value, ",")]
         intervals = {str(key).strip(): float(seconds) for key, seconds in pairs}
     except ValueError:
         raise ValueError(f"{source}: expected collector=seconds, got {value!r}") from None

@@ -24,9 +24,7 @@ from gpumon.metrics import Metric, Reading
 
 logger = logging.getLogger(__name__)
 
-STALE_INTERVALS = (
-    3  # a reading older than this many intervals is absent: a stuck collector must not look alive
-)
+STALE_INTERVALS = 3  # a reading older than this many intervals is absent: a stuck collector must not look alive
 HANG_S = 10.0
 HISTORY_S = 120.0
 MAX_READERS = 8  # per series; the one that has not asked for longest makes room
@@ -94,8 +92,7 @@ class Sampler:
     ) -> None:
         intervals = intervals or {}
         self._entries = [
-            _Entry(name, collector, intervals.get(name, collector.interval_s))
-            for name, collector in collectors.items()
+            _Entry(name, collector, intervals.get(name, collector.interval_s)) for name, collector in collectors.items()
         ]
         self._hang_s = hang_s
         self._series: dict[str, dict[Labels, _Series]] = {}  # by metric name
@@ -213,9 +210,7 @@ class Sampler:
             return
         now = time.monotonic()
         with self._lock:
-            live = [
-                series for series in self._series.get(metric.name, {}).values() if not series.is_stale(now)
-            ]
+            live = [series for series in self._series.get(metric.name, {}).values() if not series.is_stale(now)]
             if metric.kind == "gauge":
                 values = [(_window_mean(series, reader), series.attributes) for series in live]
             else:

@@ -20,9 +20,7 @@ class Program:
 
     def start(self, text, **environment):
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "GPUMON_"))}
-        path = os.pathsep.join(
-            [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-        )
+        path = os.pathsep.join([str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
         return subprocess.Popen(
             [sys.executable, "-c", PREAMBLE + textwrap.dedent(text)],
             cwd=self.folder,

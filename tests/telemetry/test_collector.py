@@ -95,13 +95,7 @@ def test_the_collector_gets_every_step(program, collector, protocol):
     )
     stop()
     numbers = [
-        int(
-            next(
-                item["value"]["intValue"]
-                for item in span["attributes"]
-                if item["key"] == "gpumon.step.number"
-            )
-        )
+        int(next(item["value"]["intValue"] for item in span["attributes"] if item["key"] == "gpumon.step.number"))
         for span in spans(folder)
     ]
 
@@ -122,9 +116,7 @@ def test_the_collector_writes_what_our_files_hold(collector, tmp_path):
     tracer = tracer_provider.get_tracer("gpumon", "0.1", "https://opentelemetry.io/schemas/1.44.0")
     meter = MeterProvider([reader]).get_meter("gpumon")
     for number in range(20):
-        with tracer.start_as_current_span(
-            "train.step", attributes={"gpumon.step.number": number, "ratio": 0.5}
-        ):
+        with tracer.start_as_current_span("train.step", attributes={"gpumon.step.number": number, "ratio": 0.5}):
             tracer.start_span("data.wait").end()
             meter.create_histogram("seconds", "s").record(number / 100, {"stage": "train"})
     meter.create_counter("steps").add(20)

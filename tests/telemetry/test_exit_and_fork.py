@@ -62,9 +62,7 @@ def test_a_receiver_that_comes_back_gets_everything(program):
     """
     with receiver() as collector:
         collector.status = dict.fromkeys(collector.status, 503)
-        process = program.start(
-            text, OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint, OTEL_EXPORTER_OTLP_TIMEOUT="1"
-        )
+        process = program.start(text, OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint, OTEL_EXPORTER_OTLP_TIMEOUT="1")
         assert process.stdout.readline() == "ready\n"
         assert not collector.requests
         collector.status = dict.fromkeys(collector.status, 200)

@@ -26,9 +26,7 @@ def small_disk(tmp_path):
     """A file system of 256 KiB in memory."""
     place = tmp_path / "disk"
     place.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place], capture_output=True
-    ).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place], capture_output=True).returncode:
         pytest.skip("mounting a tmpfs needs root")
     yield place
     subprocess.run(["umount", place], check=True)

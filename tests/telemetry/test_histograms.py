@@ -51,9 +51,7 @@ def test_an_aggregation_of_the_users_choice():
     for value in (0.01, 0.011, 2.0):
         steps.add(value)
     reader = InMemoryMetricReader()
-    views = [
-        View(instrument_name="gpumon.step.duration", aggregation=ExponentialBucketHistogramAggregation())
-    ]
+    views = [View(instrument_name="gpumon.step.duration", aggregation=ExponentialBucketHistogramAggregation())]
     SdkHistograms(MeterProvider([reader], views=views), lambda: [(m.STEP_DURATION, AT, steps)]).record()
     (point,) = points(reader)["gpumon.step.duration"]
 
@@ -83,9 +81,7 @@ def test_ten_thousand_steps_of_a_window_are_recorded_in_the_background_quickly()
     steps = Buckets()
     for _ in range(10_000):
         steps.add(0.001)
-    histograms = SdkHistograms(
-        MeterProvider([InMemoryMetricReader()]), lambda: [(m.STEP_DURATION, AT, steps)]
-    )
+    histograms = SdkHistograms(MeterProvider([InMemoryMetricReader()]), lambda: [(m.STEP_DURATION, AT, steps)])
     began = time.thread_time()
     histograms.record()
 

@@ -52,9 +52,7 @@ class Kept(MetricExporter):
             for scoped in item.scope_metrics:
                 for metric in scoped.metrics:
                     if metric.name == self.name:
-                        self.points += [
-                            (point.time_unix_nano, point.value) for point in metric.data.data_points
-                        ]
+                        self.points += [(point.time_unix_nano, point.value) for point in metric.data.data_points]
         return MetricExportResult.SUCCESS
 
     def shutdown(self, timeout_millis=0, **_):
@@ -145,9 +143,7 @@ def test_gauges_are_means_over_each_readers_own_window():
     hub = Hub()
     hub.attach(sampler.observe)
     fast, slow = Kept(m.DISK_IN_FLIGHT.name), Kept(m.DISK_IN_FLIGHT.name)
-    provider = MeterProvider(
-        [PeriodicExportingMetricReader(fast, 200), PeriodicExportingMetricReader(slow, 700)]
-    )
+    provider = MeterProvider([PeriodicExportingMetricReader(fast, 200), PeriodicExportingMetricReader(slow, 700)])
     hub.instrument(provider)
     sampler.start()
     eventually(lambda: len(slow.points) >= 2 and len(fast.points) >= 6)
@@ -164,9 +160,7 @@ def test_gauges_are_means_over_each_readers_own_window():
                 assert end == int(end)
                 assert begin < end <= collector.value
             previous = mean
-    assert (
-        fast.points[0][1] < slow.points[0][1]
-    )  # a longer first window of a rising value has the larger mean
+    assert fast.points[0][1] < slow.points[0][1]  # a longer first window of a rising value has the larger mean
 
 
 def test_a_flush_belongs_to_the_readers_window(hub):

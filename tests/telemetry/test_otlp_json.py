@@ -54,9 +54,7 @@ ATTRIBUTES = {
 def spans():
     """Every field that a span can have, over two scopes."""
     exporter = InMemorySpanExporter()
-    limits = SpanLimits(
-        max_attributes=20, max_events=2, max_links=2, max_event_attributes=1, max_link_attributes=1
-    )
+    limits = SpanLimits(max_attributes=20, max_events=2, max_links=2, max_event_attributes=1, max_link_attributes=1)
     provider = TracerProvider(resource=RESOURCE, span_limits=limits)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     remote = SpanContext(
@@ -67,9 +65,7 @@ def spans():
         root.add_event("happened", {"at": 1}, timestamp=123)
         root.add_event("bare")
         root.set_attributes({f"many.{index}": index for index in range(10)})
-        with tracer.start_as_current_span(
-            "child", links=[Link(remote, {"why": "worker"}), Link(remote)]
-        ) as child:
+        with tracer.start_as_current_span("child", links=[Link(remote, {"why": "worker"}), Link(remote)]) as child:
             child.add_link(remote, {"a": 1, "b": 2})
             child.add_event("first")
             child.add_event("two", {"a": 1, "b": 2})
@@ -91,9 +87,7 @@ def metrics():
     meter = provider.get_meter(*SCOPE)
     tracer = TracerProvider().get_tracer("t")
     with tracer.start_as_current_span("step"):
-        histogram = meter.create_histogram(
-            "histogram", "s", "Time.", explicit_bucket_boundaries_advisory=[0.1, 1.0]
-        )
+        histogram = meter.create_histogram("histogram", "s", "Time.", explicit_bucket_boundaries_advisory=[0.1, 1.0])
         for value in (0.05, 0.5, 5.0):
             histogram.record(value, {"stage": "train"})
         meter.create_histogram("whole").record(3)
@@ -101,9 +95,7 @@ def metrics():
         meter.create_up_down_counter("usage", "By").add(-3)
     for value in (0.0, 1.0, 2.5, 300.0):
         meter.create_histogram("exponential").record(value)
-    meter.create_observable_gauge(
-        "gauge", [lambda _: [Observation(0.93, ATTRIBUTES), Observation(0)]], "1", "Share."
-    )
+    meter.create_observable_gauge("gauge", [lambda _: [Observation(0.93, ATTRIBUTES), Observation(0)]], "1", "Share.")
     meter.create_observable_counter("time", [lambda _: [Observation(1.25)]], "s")
     provider.get_meter("other").create_gauge("other").set(7)
     return reader.get_metrics_data()
@@ -116,9 +108,7 @@ def logs():
     provider = LoggerProvider(RESOURCE)
     provider.add_log_record_processor(SimpleLogRecordProcessor(exporter))
     logger = provider.get_logger(*SCOPE)
-    logger.emit(
-        LogRecord(timestamp=1, observed_timestamp=2, body="text", severity_text="WARN", attributes=ATTRIBUTES)
-    )
+    logger.emit(LogRecord(timestamp=1, observed_timestamp=2, body="text", severity_text="WARN", attributes=ATTRIBUTES))
     with TracerProvider().get_tracer("t").start_as_current_span("step"):
         logger.emit(
             LogRecord(

@@ -151,9 +151,7 @@ def test_global_providers_set_after_instrument_and_before_training(program):
         t.close()
     """
     output, _ = program.run(
-        PROVIDERS
-        + dedented(text)
-        + "from gpumon.telemetry.instruments import HUB\nHUB.attach(t._observe)\nshow()"
+        PROVIDERS + dedented(text) + "from gpumon.telemetry.instruments import HUB\nHUB.attach(t._observe)\nshow()"
     )
     found = json.loads(output)
 
@@ -205,17 +203,13 @@ def test_only_a_tracer_provider(program):
 @pytest.mark.parametrize("settings", ["export='file'", "run_dir='here'"])
 def test_a_run_directory_that_was_asked_for_is_written_beside_the_applications_providers(program, settings):
     """`gpumon run` of a program with OpenTelemetry of its own: it gets its signals, the report its run."""
-    output, _ = program.run(
-        PROVIDERS + f"set_providers()\nt = Training({settings})\nt.step(); show(); t.close()"
-    )
+    output, _ = program.run(PROVIDERS + f"set_providers()\nt = Training({settings})\nt.step(); show(); t.close()")
     (run,) = program.runs or [program.folder / "here"]
 
     assert json.loads(output)["metrics"]["gpumon.step.count"][0][0] == 1
     assert len(json.loads(output)["spans"]) == len(spans(run)) == 1
     assert points(run, "gpumon.step.count")[-1]["asInt"] == "1"
-    assert not any(
-        item["key"] == "gpumon.rank" for item in points(run, "gpumon.step.count")[-1]["attributes"]
-    )
+    assert not any(item["key"] == "gpumon.rank" for item in points(run, "gpumon.step.count")[-1]["attributes"])
 
 
 def test_export_none(program):

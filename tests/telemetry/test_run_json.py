@@ -186,9 +186,7 @@ def test_ranks_of_one_launcher_agree_without_talking(tmp_path):
     """All ranks below one parent compute the same directory; another launcher's differs."""
     text = "from gpumon.telemetry.run_json import shared_run_name; print(*shared_run_name('demo', 'job'))"
     loop = f'for i in 1 2 3; do {sys.executable} -c "{text}"; done'
-    launchers = [
-        subprocess.run(["sh", "-c", loop], capture_output=True, text=True, check=True) for _ in range(2)
-    ]
+    launchers = [subprocess.run(["sh", "-c", loop], capture_output=True, text=True, check=True) for _ in range(2)]
     first, second = (set(launcher.stdout.splitlines()) for launcher in launchers)
 
     assert len(first) == len(second) == 1

@@ -33,9 +33,7 @@ def a_step(**changes):
         ("optimizer", begin + 70_000_000, begin + 90_000_000),
     ]
     settings = {"number": 7, "stage": "train", "epoch": 2, "samples": 32, "keep_reason": "slow"}
-    return Step(
-        **{**settings, **changes}, begin_ns=begin, end_ns=begin + 90_000_000, spans=parts, phase_ns={}
-    )
+    return Step(**{**settings, **changes}, begin_ns=begin, end_ns=begin + 90_000_000, spans=parts, phase_ns={})
 
 
 def test_a_step_is_one_trace(tracer, exporter):

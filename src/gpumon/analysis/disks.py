@@ -109,7 +109,7 @@ class Disks:
         rows = [row for row in self.accounts if row["account"] in GROUPS["disk"] and row["device"] in names]
         if not rows:
             return None
-        return sum(row["seconds"] for row in rows if self._same_time((row["instance"], row["end_s"]), known))
+        return sum(float(row["seconds"]) for row in rows if self._same_time((row["instance"], row["end_s"]), known))
 
     def _own_reads(self, name: str, known: set[When]) -> float | None:
         own = {when: size for (when, device), size in self.read_bytes.deltas.items() if device == name}

@@ -163,7 +163,7 @@ def _handover(execute: Execute, local: set[str], only: set[When]) -> float:
     rows = execute(
         "select instance, at_s, delta from stg_counters where metric = 'gpumon.fetch.handover.time'"
     ).fetchall()
-    return sum(delta for name, at_s, delta in rows if name in local and (name, at_s) in only and delta)
+    return sum(float(delta) for name, at_s, delta in rows if name in local and (name, at_s) in only and delta)
 
 
 def _fetches(
@@ -245,7 +245,7 @@ def _trainer_cpu_s(devices: Devices, rows: list[dict[str, Any]], steps: Steps) -
         (row["instance"], row["end_s"]): sum(row[column] for column in COMPUTE) for row in rows if row["steps"] > 0
     }
     both = set(cpu) & set(compute)
-    compute_s = sum(compute[when] for when in both)
+    compute_s = float(sum(compute[when] for when in both))
     if compute_s <= 0:
         return None
     per_second = sum(cpu[when] for when in both) / compute_s

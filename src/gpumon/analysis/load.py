@@ -32,7 +32,10 @@ CHUNK_BYTES = 16 * 2**20
 """As much is parsed at once; several chunks in flight would only cost memory."""
 LONGEST_LINE = 16 * 2**20
 
-_SEGMENT = re.compile(r"(?P<stem>.+?)(?:\.(?P<number>\d{3,}))?\.jsonl(?P<packed>\.gz)?")
+_FILE = re.compile(
+    r"(?P<stem>(?:traces|metrics|logs)\.\d+\.\d+)(?:\.(?P<number>\d+))?\.jsonl(?P<packed>\.gz)?|(?P<other>.+)\.jsonl(\.gz)?"
+)
+"""A file of gpumon's, live or closed as a segment; or any other file of lines."""
 _SIGNALS = ("resourceMetrics", "resourceSpans", "resourceLogs")
 
 
@@ -71,6 +74,8 @@ class Run:
     """`run.json`; empty for a single file."""
     damaged: dict[str, Damage] = field(default_factory=dict)
     lines: int = 0
+    directory: tempfile.TemporaryDirectory[str] | None = None
+    """What does not fit into memory; goes with the run."""
 
 
 def load(path: str | Path | None = None) -> Run:
@@ -108,7 +113,7 @@ class Loader:
         }
         self._places: dict[str, _Place] = {}
         self._holds_rows = False
-        self.run = Run(path, connection, {})
+        self.run = Run(path, connection, {}, directory=self._directory)
 
     def refresh(self) -> int:
         """Read what was added since the last call; returns the number of lines.
@@ -288,17 +293,17 @@ def _is_run(path: Path) -> bool:
 
 
 def _stems(directory: Path) -> list[str]:
-    names = (path.name for path in directory.iterdir())
-    matches = (_SEGMENT.fullmatch(name) for name in names)
-    return sorted({match["stem"] for match in matches if match})
+    """Names of live files, without their ending, whether they are there or all closed."""
+    matches = (_FILE.fullmatch(path.name) for path in directory.iterdir())
+    return sorted({match["stem"] or match["other"] for match in matches if match})
 
 
 def _segments(directory: Path, stem: str) -> dict[int, Path]:
     """Closed segments by number; where one is being packed, its plain form is the whole one."""
     found: dict[int, Path] = {}
     for path in sorted(directory.iterdir(), reverse=True):  # `.jsonl` comes after `.jsonl.gz`
-        match = _SEGMENT.fullmatch(path.name)
-        if match and match["stem"] == stem and (match["number"] or match["packed"]):
+        match = _FILE.fullmatch(path.name)
+        if match and (match["stem"] or match["other"]) == stem and path.name != f"{stem}.jsonl":
             found[int(match["number"] or 0)] = path
     return found
 

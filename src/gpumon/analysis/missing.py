@@ -31,12 +31,8 @@ def missing_of(run: Run, gathered: Gathered) -> list[dict[str, str]]:
     found += _counted(run)
     totals = gathered.totals
     if totals["assumed"]:
-        found.append(
-            (
-                "steps",
-                f"the boundary of {totals['assumed']:.0f} of {totals['steps']:.0f} was assumed: the optimizer's update was not seen",
-            )
-        )
+        of = f"{totals['assumed']:.0f} of {totals['steps']:.0f}"
+        found.append(("steps", f"the boundary of {of} was assumed: the optimizer's update was not seen"))
     if not gathered.everyone:
         found.append(("metrics", "none were recorded"))
     elif totals["steps"] and not gathered.fetch_count and gathered.evidence.steps.wait_s:

@@ -76,7 +76,8 @@ def processes(execute: Execute) -> list[Process]:
     rows = query(
         execute,
         """select distinct gpumon_instance("ResourceAttributes") as instance,
-            gpumon_rank("ResourceAttributes", "Attributes") as rank, coalesce("ResourceAttributes"['host.name'], '') as host
+            gpumon_rank("ResourceAttributes", "Attributes") as rank,
+            coalesce("ResourceAttributes"['host.name'], '') as host
         from otel_metrics_sum order by rank, instance""",
     )
     return [Process(row["instance"], row["rank"], row["host"]) for row in rows]
@@ -119,7 +120,8 @@ def lengths(rows: list[dict[str, Any]]) -> dict[When, float]:
 
 
 _DEVICE_METRICS = (
-    "gpumon.disk.", "system.disk.", "gpumon.cpu.", "system.cpu.", "gpumon.memory.", "process.", "gpumon.loader.", "hw.gpu.",
+    "gpumon.disk.", "system.disk.", "gpumon.cpu.", "system.cpu.",
+    "gpumon.memory.", "process.", "gpumon.loader.", "hw.gpu.",
 )  # fmt: skip
 
 

@@ -78,7 +78,8 @@ def _disk_quota(cause: Cause, disk: Disk, evidence: Evidence) -> str:
 def _disk_contended(cause: Cause, disk: Disk, evidence: Evidence) -> str:
     others = units.percent(disk.not_ours_fraction or 0.0)
     who = "this run's own writes (checkpoints)" if disk.own_writes_fraction >= 0.5 else "others' reads and writes"
-    return f"{_answers(disk)}{_against(disk)}, because {others} of its traffic is {who}; {_blocked(evidence, 'disk')} on it"
+    traffic = f"{others} of its traffic is {who}"
+    return f"{_answers(disk)}{_against(disk)}, because {traffic}; {_blocked(evidence, 'disk')} on it"
 
 
 def _disk_saturated(cause: Cause, disk: Disk, evidence: Evidence) -> str:
@@ -167,8 +168,9 @@ def _too_few_workers(cause: Cause, evidence: Evidence) -> str:
 def _handover(cause: Cause, evidence: Evidence) -> str:
     fetches = evidence.fetches
     duty = f", while the workers are busy {units.percent(fetches.duty)} of the time" if fetches.duty is not None else ""
+    late = units.percent(fetches.handover_fraction)
     return (
-        f"{units.percent(fetches.handover_fraction)} of the waiting is for batches that are ready in their worker{duty}: "
+        f"{late} of the waiting is for batches that are ready in their worker{duty}: "
         "unpickling, shared memory, pin memory or the GIL"
     )
 

@@ -47,9 +47,7 @@ class Clock:
             self._offset = offset
 
 
-def emit_step(
-    tracer: Tracer, step: Step, clock: Clock, window: Mapping[str, Any], extra: Mapping[str, Any]
-) -> Span:
+def emit_step(tracer: Tracer, step: Step, clock: Clock, window: Mapping[str, Any], extra: Mapping[str, Any]) -> Span:
     """End one root span `<stage>.step` with a child per part of the step; returns the root."""
     clock.sync()
     attributes: dict[str, Any] = {

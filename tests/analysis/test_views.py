@@ -1,0 +1,275 @@
+"""Given points and spans, the rows of every view; the same on DuckDB and on ClickHouse."""
+
+import math
+
+import clickhouse_oracle
+import pytest
+from gpumon.analysis.load import load
+from gpumon.analysis.views import VIEWS, text
+from recorded import RUN_ID, START_S, Disk, Recorder, Training, record, step_spans
+
+from gpumon import metrics as m
+
+TRAIN = {m.STAGE: "train"}
+
+
+def rows(run, view, columns, where="true", order="all"):
+    """Chosen columns of a view; times as seconds since the start of the recording."""
+    shown = ", ".join(f"round({name} - {START_S}, 6)" if name in ("begin_s", "end_s", "at_s") else name for name in columns)
+    return run.connection.execute(f"select {shown} from {view} where {where} order by {order}").fetchall()
+
+
+def exports(tmp_path, *points, step=1.0, **who):
+    """One export a second, of the points given for each."""
+    recorder = Recorder(tmp_path, **who)
+    for given in points:
+        recorder.at_s += step
+        recorder.write(given)
+    return load(tmp_path)
+
+
+def test_points_have_their_identity_as_columns(tmp_path):
+    """Device, part, role: what tells series apart, whatever attribute says it."""
+    run = exports(
+        tmp_path,
+        [
+            (m.DISK_IO, 5, {m.SYSTEM_DEVICE: "sda", m.DISK_IO_DIRECTION: "read"}),
+            (m.PROCESS_CPU_TIME, 1.5, {m.PROCESS_ROLE: "trainer", m.CPU_MODE: "user"}),
+            (m.PRESSURE_STALL_RATIO, 0.5, {m.PRESSURE_SCOPE: "cgroup", m.PRESSURE_RESOURCE: "io", m.PRESSURE_KIND: "some"}),
+            (m.MEMORY_USAGE, 7, {m.SYSTEM_MEMORY_STATE: "used"}),
+            (m.CPU_BUSIEST, 0.9, {}),
+        ],
+    )
+
+    assert rows(run, "stg_points", ("metric", "kind", "device", "part", "role", "value", "at_s")) == [
+        ("gpumon.cpu.busiest.utilization", "gauge", "", "", "", 0.9, 1.0),
+        ("gpumon.pressure.stall.ratio", "gauge", "", "cgroup.io.some", "", 0.5, 1.0),
+        ("process.cpu.time", "counter", "", "user", "trainer", 1.5, 1.0),
+        ("system.disk.io", "counter", "sda", "read", "", 5.0, 1.0),
+        ("system.memory.usage", "gauge", "", "used", "", 7.0, 1.0),
+    ]
+
+
+def test_counters_that_ran_before_have_no_first_change(tmp_path):
+    """A disk counts since the boot; steps count since the training began."""
+    device = {m.SYSTEM_DEVICE: "sda", m.DISK_IO_DIRECTION: "read"}
+    run = exports(
+        tmp_path,
+        [(m.DISK_IO, 1000, device), (m.STEP_COUNT, 4, TRAIN)],
+        [(m.DISK_IO, 1300, device), (m.STEP_COUNT, 9, TRAIN)],
+        [(m.DISK_IO, 200, device), (m.STEP_COUNT, 9, TRAIN)],
+    )
+
+    assert rows(run, "stg_counters", ("metric", "at_s", "delta")) == [
+        ("gpumon.step.count", 1.0, 4.0),
+        ("gpumon.step.count", 2.0, 5.0),
+        ("gpumon.step.count", 3.0, 0.0),
+        ("system.disk.io", 1.0, None),
+        ("system.disk.io", 2.0, 300.0),
+        ("system.disk.io", 3.0, 0.0),
+    ]
+
+
+def test_windows_reach_from_export_to_export(tmp_path):
+    """The first is as long as the second; processes have their own."""
+    recorder = Recorder(tmp_path)
+    for at_s in (2, 4, 14):
+        recorder.at_s = START_S + at_s
+        recorder.write([(m.STEP_COUNT, at_s, TRAIN)])
+    run = exports(tmp_path, [(m.STEP_COUNT, 1, TRAIN)], rank=1, instance="instance-1")
+
+    assert rows(run, "stg_windows", ("rank", "begin_s", "end_s")) == [(0, 0.0, 2.0), (0, 2.0, 4.0), (0, 4.0, 14.0), (1, 0.0, 1.0)]
+
+
+def test_windows_count_all_steps_beside_the_disk_of_the_data_set(tmp_path):
+    """From counters, whatever spans were kept; a second disk that holds no data stays out."""
+    training = Training(disks=[Disk(), Disk("sda", holds_dataset=False, await_s=0.3, read_bytes_per_s=9e9)], gpu=0.2)
+    run = load(record(tmp_path, training, seconds=3))
+    columns = ("end_s", "steps", "samples", "step_s", "wait_s", "forward_s", "wait_fraction", "disk", "disk_await_s", "disk_queue")
+
+    found = rows(run, "gpumon_windows", columns, "end_s > 0", "end_s")
+    assert [row[0] for row in found] == [1.0, 2.0, 3.0]
+    for row in found:
+        assert row[1:7] == pytest.approx((10, 320, 1.0, 0.7, 0.1, 0.7))
+        assert row[7:] == ("loop0", 0.08, 2.0)
+    (reading,) = rows(run, "gpumon_windows", ("cpu_utilization", "gpu_utilization", "disk_read_bytes_per_s"), "end_s % 10 = 2")
+    assert reading == pytest.approx((0.3, 0.2, 5e6))
+
+
+def test_device_windows_have_means_and_rates(tmp_path):
+    """A gauge as it is, a counter per second and as a change."""
+    run = load(record(tmp_path, seconds=4, window_s=2.0))
+    columns = ("end_s", "value", "delta")
+
+    assert rows(run, "gpumon_device_windows", columns, "metric = 'system.disk.io' and part = 'read'") == [(4.0, 5e6, 1e7)]
+    assert rows(run, "gpumon_device_windows", columns, "metric = 'gpumon.disk.await'") == [(2.0, 0.08, None), (4.0, 0.08, None)]
+
+
+def test_totals_and_phases_add_up(tmp_path):
+    """Phases of a stage are its step time."""
+    run = load(record(tmp_path, Training(first_wait_s=2.0, epochs_per_s=0.5), seconds=4))
+    ((steps, samples, epochs, step_s, first, first_wait_s),) = rows(
+        run, "gpumon_totals", ("steps", "samples", "epochs", "step_s", "first_of_epoch_steps", "first_of_epoch_wait_s")
+    )
+
+    assert (steps, samples, epochs, first) == (40, 1280, 2, 2)
+    assert (step_s, first_wait_s) == pytest.approx((8.0, 4.14))
+    assert run.connection.execute("select sum(phase_s) from gpumon_phases").fetchone()[0] == pytest.approx(step_s)
+
+
+def test_accounts_of_fetches_by_window_and_worker(tmp_path):
+    """Two workers, 10 fetches of 170 ms a second between them."""
+    run = load(record(tmp_path, seconds=1))
+
+    assert rows(run, "gpumon_fetches", ("worker_id", "round(fetches, 6)", "round(wall_s, 6)", "round(cpu_s, 6)", "round(blocked_disk_s, 6)")) == [
+        (0, 5.0, 0.85, 0.034, 0.8075),
+        (1, 5.0, 0.85, 0.034, 0.8075),
+    ]
+    assert rows(run, "gpumon_fetch_accounts", ("account", "device", "round(seconds, 6)"), "worker_id = 1") == [
+        ("blocked.disk", "loop0", 0.8075),
+        ("cpu", "", 0.034),
+        ("runnable", "", 0.0085),
+    ]
+
+
+def test_collectors_say_why_they_were_blind(tmp_path):
+    """The last state, whether it ever worked, and the reason of the last failure."""
+
+    def up(name, value, reason=None):
+        return (m.COLLECTOR_UP, value, {m.COLLECTOR: name, **({m.REASON: reason} if reason else {})})
+
+    run = exports(
+        tmp_path,
+        [up("disk", 1), up("gpu", 0, "NVML: driver not loaded"), up("host", 1)],
+        [up("disk", 1), up("gpu", 0, "NVML: driver not loaded"), up("host", 0, "gone")],
+    )
+
+    assert rows(run, "gpumon_collectors", ("collector", "up", "was_up", "reason")) == [
+        ("disk", 1, 1, None),
+        ("gpu", 0, 0, "NVML: driver not loaded"),
+        ("host", 0, 1, "gone"),
+    ]
+
+
+def test_the_last_state_of_a_histogram_counts(tmp_path):
+    """Cumulative buckets: earlier ones are part of it."""
+    run = load(record(tmp_path, seconds=3))
+    ((number, total, minimum, maximum, bucket),) = rows(
+        run, "stg_histograms", ("number", "total", "minimum", "maximum", "counts[8]"), "metric = 'gpumon.step.duration'"
+    )
+
+    assert (number, minimum, maximum, bucket) == (30, 0.1, 0.1, 30)
+    assert total == pytest.approx(3.0)
+
+
+def test_kept_steps_have_their_parts(tmp_path):
+    """One row per step, phases from its children; the slowest carry the readings of their own window."""
+    recorder = Recorder(tmp_path)
+    for _ in range(4):
+        recorder.window(Training())
+    own = {"gpumon.window.disk.device": "loop0", "gpumon.window.disk.await": 0.093, "gpumon.epoch": 1, "gpumon.batch.size": 32}
+    recorder.write_spans(step_spans(3, START_S + 0.5, 0.4, {"data.wait": 0.3, "forward": 0.1}, "slow", **own))
+    recorder.write_spans(step_spans(9, START_S + 2.0, 0.2, {"data.wait": 0.1, "optimizer": 0.05}))
+    recorder.write_spans(step_spans(1, START_S + 3.0, 0.9, {"forward": 0.9}, stage="validation"))
+    run = load(tmp_path)
+
+    columns = ("stage", "step", "epoch", "samples", "duration_s", "wait_s", "forward_s", "optimizer_s", "keep_reason", "is_slow")
+    assert rows(run, "gpumon_steps", columns) == [
+        ("train", 3, 1, 32, 0.4, 0.3, 0.1, 0.0, "slow", 1),
+        ("train", 9, None, None, 0.2, 0.1, 0.0, 0.05, "sampled", 0),
+        ("validation", 1, None, None, 0.9, 0.0, 0.9, 0.0, "sampled", 0),
+    ]
+    assert rows(run, "gpumon_slow_steps", ("place", "step", "duration_s", "disk", "disk_await_s", "disk_queue")) == [
+        (1, 3, 0.4, "loop0", 0.093, 2.0),
+        (2, 9, 0.2, "loop0", 0.08, 2.0),
+    ]
+
+
+def varied(tmp_path, windows=30):
+    """A run whose disk slows down and recovers, and whose steps follow."""
+    recorder = Recorder(tmp_path)
+    for window in range(windows):
+        delay = 0.02 + 0.06 * math.sin(window / 4) ** 2
+        step_s = 0.05 + delay
+        wait = {"data.wait": delay / step_s, "forward": 0.04 / step_s, "optimizer": 0.01 / step_s}
+        recorder.window(Training(step_s=step_s, phases=wait, disks=[Disk(await_s=delay)], gpu=1 - delay / step_s))
+    own = {"gpumon.window.disk.await": 0.08}
+    recorder.write_spans(step_spans(3, START_S + 5.5, 0.4, {"data.wait": 0.3, "forward": 0.1}, "slow", **own))
+    recorder.write_spans(step_spans(4, START_S + 9.5, 0.2, {"data.wait": 0.1}))
+    return load(tmp_path)
+
+
+def test_correlations_find_what_moves_with_a_phase(tmp_path):
+    """Await rises with the wait, the GPU falls; both without lag, over all windows."""
+    run = varied(tmp_path)
+    found = {
+        row[0]: row[1:]
+        for row in rows(run, "gpumon_correlations", ("metric", "r", "rho", "lag_windows", "n"), "phase = 'data.wait' and part in ('read', 'general')")
+    }
+
+    assert found["gpumon.disk.await"][:2] == pytest.approx((1.0, 1.0), abs=0.01)
+    assert found["gpumon.disk.await"][2:] == (0, 30)
+    assert found["hw.gpu.utilization"][:2] == pytest.approx((-1.0, -1.0), abs=0.02)
+
+
+def test_correlations_see_a_device_that_is_ahead(tmp_path):
+    """The disk slows down one window before the steps do."""
+    recorder = Recorder(tmp_path)
+    delays = [0.02 + 0.06 * (window % 7 in (2, 3)) + 0.001 * window for window in range(40)]
+    for before, now in zip(delays, delays[1:], strict=False):
+        wait = {"data.wait": before / (0.05 + before), "forward": 0.05 / (0.05 + before)}
+        recorder.window(Training(step_s=0.05 + before, phases=wait, disks=[Disk(await_s=now)]))
+    run = load(tmp_path)
+    ((lag, r, n),) = rows(run, "gpumon_correlations", ("lag_windows", "r", "n"), "phase = 'data.wait' and metric = 'gpumon.disk.await'")
+
+    assert (lag, n) == (1, 38)
+    assert r > 0.95
+
+
+def test_disk_health_is_empty_until_smart_is_read(tmp_path):
+    """No reading, no row."""
+    assert rows(varied(tmp_path, 3), "gpumon_disk_health", ("serial_number",)) == []
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_every_view_says_what_a_row_is(view):
+    """A header with the meaning, the grain and the units; the file is the view."""
+    first, *rest = text(view).splitlines()
+
+    assert first.startswith("-- ") and first.endswith(".") or rest[0].startswith("-- ")
+    assert "-- Grain:   one row per " in text(view)
+    assert f"create or replace view {view} as" in text(view)
+
+
+def test_clickhouse_gives_the_same_rows(tmp_path):
+    """One SQL text, two engines: every view, every row, every column."""
+    run = varied(tmp_path / "run")
+    Recorder(tmp_path / "run", rank=1, instance="instance-1").window(Training(workers=0, accounts={("blocked.other", "futex"): 1.0}))
+    run = load(tmp_path / "run")
+    theirs = clickhouse_oracle.run_views(run.connection, VIEWS)
+    for view in VIEWS:
+        result = run.connection.execute(f"select * from {view}")
+        names = [column[0] for column in result.description]
+        ours = [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+        assert len(ours) == len(theirs[view]), view
+        for mine, other in zip(sorted(ours, key=_key), sorted(theirs[view], key=_key), strict=True):
+            assert mine.keys() == other.keys(), view
+            for name in names:
+                assert _same(mine[name], other[name]), (view, name, mine, other)
+        if view not in ("gpumon_disk_health", "gpumon_limits"):
+            assert ours, f"{view} is not tested: it is empty"
+    assert {row["run_id"] for row in theirs["gpumon_windows"]} == {RUN_ID}
+
+
+def _key(row):
+    """Text, then numbers to few digits: engines may differ in the last one."""
+    known = [(name, value) for name, value in sorted(row.items()) if value is not None and not isinstance(value, list)]
+    return repr([(n, v) for n, v in known if isinstance(v, str)]), repr([(n, round(float(v), 3)) for n, v in known if not isinstance(v, str)])
+
+
+def _same(mine, other):
+    if isinstance(mine, list):
+        return len(mine) == len(other) and all(_same(*pair) for pair in zip(mine, other, strict=True))
+    if isinstance(mine, int | float) and other is not None:
+        return math.isclose(mine, float(other), rel_tol=1e-9, abs_tol=1e-6)
+    return mine == other

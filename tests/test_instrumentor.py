@@ -1,0 +1,242 @@
+"""A whole process, from `gpumon.instrument()` or OpenTelemetry's launcher to what arrives."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from otlp_receiver import receiver
+
+TRAIN = """
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+class Rows(Dataset):
+    def __len__(self):
+        return 64
+    def __getitem__(self, index):
+        return torch.full((8,), float(index)), torch.ones(1)
+
+def train(epochs=2, **options):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(8, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-5)
+    for _ in range(epochs):
+        for inputs, targets in DataLoader(Rows(), batch_size=4, **options):
+            optimizer.zero_grad()
+            torch.nn.functional.mse_loss(model(inputs), targets).backward()
+            optimizer.step()
+"""
+PROVIDERS = """
+from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+reader, spans = InMemoryMetricReader(), InMemorySpanExporter()
+
+def set_providers():
+    tracer_provider = TracerProvider()
+    tracer_provider.add_span_processor(SimpleSpanProcessor(spans))
+    trace.set_tracer_provider(tracer_provider)
+    metrics.set_meter_provider(MeterProvider([reader]))
+"""
+PRINT = """
+import json, time
+import gpumon
+time.sleep(1.5)  # disks are read every second; a gauge wants a window
+data = reader.get_metrics_data()
+gpumon.uninstrument()
+points = {}
+for resource in data.resource_metrics:
+    for scope in resource.scope_metrics:
+        for metric in scope.metrics:
+            if metric.name.startswith(("gpumon.step", "gpumon.phase", "gpumon.sample", "gpumon.epoch", "gpumon.data")):
+                points[metric.name] = len(metric.data.data_points)
+steps = [p.value for r in data.resource_metrics for s in r.scope_metrics for x in s.metrics
+         if x.name == "gpumon.step.count" for p in x.data.data_points]
+print(json.dumps({"points": points, "steps": steps, "spans": sorted({span.name for span in spans.get_finished_spans()})}))
+"""
+
+
+def python(script, *, folder, wrap=(), **environment):
+    """What a script printed, run in *folder* in an interpreter of its own."""
+    done = subprocess.run(
+        [*wrap, sys.executable, "-c", script] if not wrap else [*wrap, script],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, **environment},
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_an_applications_own_providers_before_and_after(tmp_path):
+    """Set before or after `instrument()`, they get the same signals, and no run directory appears."""
+    before = python(
+        TRAIN + PROVIDERS + "set_providers()\nimport gpumon\ngpumon.instrument()\ntrain()\n" + PRINT, folder=tmp_path
+    )
+    after = python(
+        TRAIN + PROVIDERS + "import gpumon\ngpumon.instrument()\nset_providers()\ntrain()\n" + PRINT, folder=tmp_path
+    )
+
+    one, two = json.loads(before.stdout), json.loads(after.stdout)
+    assert one == two
+    assert one["steps"] == [32]
+    assert {"train.step", "data.wait", "forward", "backward", "optimizer.step"} <= set(one["spans"])
+    assert one["points"]["gpumon.phase.time"] == 5
+    assert not (tmp_path / "gpumon-runs").exists()
+
+
+def test_opentelemetry_instrument_without_an_edit(tmp_path):
+    """OpenTelemetry's launcher finds gpumon by itself; every step arrives, once, and helpers send nothing."""
+    script = tmp_path / "train.py"
+    script.write_text(TRAIN + "if __name__ == '__main__':\n    train(num_workers=2, multiprocessing_context='spawn')\n")
+    with receiver() as collector:
+        python(
+            str(script),
+            folder=tmp_path,
+            wrap=(str(Path(sys.executable).with_name("opentelemetry-instrument")), sys.executable),
+            OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint,
+            OTEL_EXPORTER_OTLP_PROTOCOL="http/protobuf",
+            OTEL_TRACES_EXPORTER="otlp",
+            OTEL_METRICS_EXPORTER="otlp",
+            OTEL_LOGS_EXPORTER="none",
+            OTEL_METRIC_EXPORT_INTERVAL="500",
+            GPUMON_STRICT="0",
+        )
+
+    assert collector.points("gpumon.step.count")[-1].as_int == 32
+    instances = {
+        attribute.value.string_value
+        for path, _, request in collector.requests
+        if path == "/v1/metrics"
+        for resource in request.resource_metrics
+        for scope in resource.scope_metrics
+        if scope.scope.name == "gpumon"
+        for attribute in resource.resource.attributes
+        if attribute.key == "service.instance.id"
+    }
+    assert len(instances) == 1
+    assert "train.step" in {span.name for span in collector.spans()}
+
+
+def test_a_run_killed_in_the_middle_is_reported(tmp_path):
+    """SIGKILL: everything is there but the last window, and the report says that the run was cut short."""
+    script = TRAIN + "import gpumon, time\ngpumon.instrument('killed', run_dir='run')\nprint('on', flush=True)\ntrain(100000)\n"
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    time.sleep(4)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    gpumon = str(Path(sys.executable).with_name("gpumon"))
+    done = subprocess.run([gpumon, "report", "run", "--json"], cwd=tmp_path, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["run"]["complete"] is False
+    assert report["steps"]["count"] > 100
+    assert report["run"]["duration_s"] > 1.5
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn", "forkserver"])
+def test_workers_of_many_epochs_leave_nothing_behind(tmp_path, context):
+    """Epochs of loaders with four workers: no thread, no descriptor, no shared file more than at their start."""
+    epochs = 50 if context == "fork" else 6
+    script = tmp_path / "train.py"
+    script.write_text(
+        TRAIN + "import gpumon, json, os, time, threading\n"
+        "def state():\n"
+        "    return [threading.active_count(), len(os.listdir('/proc/self/fd'))]\n"
+        "def main():\n"
+        "    gpumon.instrument('workers', run_dir='run')\n"
+        f"    options = dict(num_workers=4, multiprocessing_context='{context}')\n"
+        "    train(2, **options)\n"
+        "    time.sleep(3)  # until every file of the run is open\n"
+        "    before = state()\n"
+        f"    train({epochs}, **options)\n"
+        "    end = time.time() + 10\n"
+        "    while state() != before and time.time() < end:\n"
+        "        time.sleep(0.1)\n"
+        "    print(json.dumps([before, state()]))\n"
+        "if __name__ == '__main__':\n"
+        "    main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=200
+    )
+
+    assert done.returncode == 0, done.stderr
+    before, after = json.loads(done.stdout)
+    assert after == before
+    series = set()
+    for line in (tmp_path / "run").glob("metrics*.jsonl"):
+        series.add(line.name.split(".")[2])
+    assert len(series) == 1
+    last = json.loads(next((tmp_path / "run").glob("metrics*.jsonl")).read_text().splitlines()[-1])
+    counts = [
+        point["asInt"]
+        for resource in last["resourceMetrics"]
+        for scope in resource["scopeMetrics"]
+        for metric in scope["metrics"]
+        if metric["name"] == "gpumon.step.count"
+        for point in metric["sum"]["dataPoints"]
+    ]
+    assert [int(count) for count in counts] == [16 * (2 + epochs)]
+
+
+def test_a_second_instrument_is_a_warning(tmp_path):
+    """Twice is a warning, not an error; uninstrument and instrument again works."""
+    done = python(
+        TRAIN + "import gpumon\n"
+        "gpumon.instrument('twice', run_dir='one')\ngpumon.instrument()\ntrain(1)\ngpumon.uninstrument()\n"
+        "gpumon.instrument('twice', run_dir='two')\ntrain(1)\ngpumon.uninstrument()\n",
+        folder=tmp_path,
+    )
+    assert "already instrumented" in done.stderr
+    assert (tmp_path / "one" / "run.json").exists()
+    assert (tmp_path / "two" / "run.json").exists()
+
+
+def test_a_wrong_setting_is_an_error_that_names_it(tmp_path):
+    """What the user got wrong is said at once; nothing else is ever raised."""
+    import gpumon
+
+    with pytest.raises(ValueError, match="export"):
+        gpumon.instrument(export="carrier pigeon")
+
+
+def test_an_example_under_its_own_providers(tmp_path):
+    """examples/own_providers.py prints the metrics and spans it promises."""
+    example = Path(__file__).parents[1] / "examples" / "own_providers.py"
+    done = subprocess.run([sys.executable, str(example)], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+
+    assert done.returncode == 0, done.stderr
+    assert "train.step" in done.stdout
+    assert "gpumon.step.count" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["plain_pytorch.py", "without_a_dataloader.py"])
+def test_examples_are_recorded(tmp_path, name):
+    """The other examples run as their first lines say, and leave a run whose report has their steps."""
+    example = str(Path(__file__).parents[1] / "examples" / name)
+    gpumon = str(Path(sys.executable).with_name("gpumon"))
+    command = [gpumon, "run", "--no-report", "--", sys.executable, example]
+    if "import gpumon" in Path(example).read_text():
+        command = [sys.executable, example]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(
+        subprocess.run([gpumon, "report", "--json"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    )
+
+    assert report["steps"]["count"] == (120 if name == "plain_pytorch.py" else 200)
+    assert report["steps"]["epochs"] == (3 if name == "plain_pytorch.py" else 2)
