@@ -49,32 +49,38 @@ def run_views(connection, views):
 
 def _main():
     from chdb.session import Session
+
     from gpumon.analysis.views import create_views
 
     asked = json.load(sys.stdin)
     with tempfile.TemporaryDirectory() as folder:
-        session = Session(folder)
+        engine = Session(folder)
 
         def execute(sql, output="CSV"):
-            return session.query(sql, output).bytes().decode()
+            return engine.query(sql, output).bytes().decode()
 
         execute("create database otel")
         execute("use otel")
-        for setting in ("join_use_nulls = 1", "aggregate_functions_null_for_empty = 1", "date_time_input_format = 'best_effort'"):
+        for setting in (
+            "join_use_nulls = 1",
+            "aggregate_functions_null_for_empty = 1",
+            "date_time_input_format = 'best_effort'",
+        ):
             execute(f"set {setting}")
         for table, columns in TABLES.items():
             execute(f"create table {table} ({columns}) engine = MergeTree order by tuple()")
             if lines := asked["tables"][table]:
                 file = Path(folder, f"{table}.jsonl")
                 file.write_text(lines)
-                execute(f"insert into {table} settings input_format_skip_unknown_fields = 1 select * from file('{file}', JSONEachRow, '{columns}')")
+                source = f"file('{file}', JSONEachRow, '{columns}')"
+                execute(f"insert into {table} settings input_format_skip_unknown_fields = 1 select * from {source}")
         create_views(execute, "clickhouse")
         rows = {
             view: [json.loads(line) for line in execute(f"select * from {view}", "JSONEachRow").splitlines()]
             for view in asked["views"]
         }
         json.dump(rows, sys.stdout)
-        session.close()
+        engine.close()
 
 
 if __name__ == "__main__":

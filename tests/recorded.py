@@ -35,14 +35,17 @@ def resource(rank=0, instance="instance-0", run_id=RUN_ID, service="train", **ex
     }
 
 
-def metrics_line(at_s, points, **who):
-    """One export: *points* are (metric, value, attributes); a histogram's value is (counts, total, min, max)."""
+def metrics_line(at_s, points, on_points=None, **who):
+    """One export: *points* are (metric, value, attributes); a histogram's value is (counts, total, min, max).
+
+    *on_points*: attributes of every point, as in a process whose provider is the application's.
+    """
     at = str(round(at_s * 1e9))
     by_metric = {}
     for metric, value, given in points:
         point = {"timeUnixNano": at}
-        if given:
-            point["attributes"] = attributes(given)
+        if given or on_points:
+            point["attributes"] = attributes({**given, **(on_points or {})})
         if metric.kind == "histogram":
             counts, total, lowest, highest = value
             point.update(
@@ -67,9 +70,8 @@ def metrics_line(at_s, points, **who):
             data["isMonotonic"] = True
         kind = {"gauge": "gauge", "histogram": "histogram"}.get(metric.kind, "sum")
         encoded.append({"name": metric.name, "description": metric.description, "unit": metric.unit, kind: data})
-    return _line(
-        {"resourceMetrics": [{"resource": resource(**who), "scopeMetrics": [{"scope": SCOPE, "metrics": encoded}]}]}
-    )
+    speaker = {"attributes": attributes({"service.name": "app"})} if on_points else resource(**who)
+    return _line({"resourceMetrics": [{"resource": speaker, "scopeMetrics": [{"scope": SCOPE, "metrics": encoded}]}]})
 
 
 def span(name, begin_s, duration_s, trace, span_id, parent="", status=0, **given):
@@ -171,10 +173,11 @@ class Training:
 class Recorder:
     """Adds up a training's figures and writes a line per window."""
 
-    def __init__(self, directory, rank=0, instance="instance-0", run_id=RUN_ID, start_s=START_S):
+    def __init__(self, directory, rank=0, instance="instance-0", run_id=RUN_ID, start_s=START_S, on_points=None):
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         self.who = {"rank": rank, "instance": instance, "run_id": run_id}
+        self.on_points = on_points
         self.at_s = start_s
         self.sums = {}
         self.counts = [0] * (len(m.DURATION_BOUNDS) + 1)
@@ -209,7 +212,7 @@ class Recorder:
     def write(self, points):
         """Append one export to the metrics file."""
         with open(self.metrics, "a") as file:
-            file.write(metrics_line(self.at_s, points, **self.who))
+            file.write(metrics_line(self.at_s, points, self.on_points, **self.who))
 
     def write_spans(self, spans):
         with open(self.traces, "a") as file:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from gpumon.metrics import DURATION_BOUNDS
 
@@ -25,3 +27,21 @@ class Buckets:
             self.min_s = seconds
         if seconds > self.max_s:
             self.max_s = seconds
+
+    def add_ns(self, nanoseconds: Sequence[int]) -> None:
+        """Add many durations at once: one sort and one look-up per bound, not per value."""
+        if not nanoseconds:
+            return
+        ordered = sorted(nanoseconds)
+        sums = [0, *accumulate(ordered)]
+        low = 0
+        for index, bound in enumerate((*DURATION_BOUNDS, float("inf"))):
+            high = bisect_right(ordered, bound * 1e9)
+            if high > low:
+                self.counts[index] += high - low
+                self.sums[index] += (sums[high] - sums[low]) / 1e9
+                low = high
+            if low == len(ordered):
+                break
+        self.min_s = min(self.min_s, ordered[0] / 1e9)
+        self.max_s = max(self.max_s, ordered[-1] / 1e9)

@@ -4,16 +4,17 @@ import gzip
 import shutil
 
 import pytest
+
+from gpumon import metrics as m
 from gpumon.analysis.load import Loader, load, newest_run, recorded_runs
 from gpumon.errors import RunError
 from recorded import START_S, Recorder, Training, metrics_line, record, span, spans_line, step_spans, write_run
 
-from gpumon import metrics as m
-
 
 def count(run, table="otel_metrics_sum", name="gpumon.step.count"):
     """Points of a metric."""
-    return run.connection.execute(f"""select count(*) from {table} where "MetricName" = ?""", [name]).fetchone()[0]
+    rows = run.connection.execute(f"""select count(*) from {table} where "MetricName" = ?""", [name])
+    return rows.fetchone()[0]
 
 
 def steps(run):
@@ -27,7 +28,8 @@ def test_a_run_has_the_columns_of_the_clickhouse_exporter(tmp_path):
     run = load(tmp_path)
 
     row = run.connection.execute(
-        """select "ServiceName", "MetricName", "MetricUnit", "Attributes"['gpumon.stage'], "ResourceAttributes"['gpumon.rank'],
+        """select "ServiceName", "MetricName", "MetricUnit", "Attributes"['gpumon.stage'],
+            "ResourceAttributes"['gpumon.rank'],
             epoch_ns("TimeUnix"), "Value", "AggregationTemporality", "IsMonotonic" from otel_metrics_sum"""
     ).fetchone()
     assert row == ("train", "gpumon.step.count", "{step}", "train", "0", round(START_S * 1e9), 7.0, 2, True)
@@ -40,7 +42,8 @@ def test_spans_keep_their_parents_times_and_status(tmp_path):
     child = span("forward", START_S, 0.25, 1, 17, parent=16)
     (tmp_path / "traces.0.1.jsonl").write_text(spans_line([failed, child]))
     rows = load(tmp_path).connection.execute(
-        """select "SpanName", "SpanId", "ParentSpanId", "Duration", "StatusCode", "SpanKind", "SpanAttributes"['gpumon.step.number']
+        """select "SpanName", "SpanId", "ParentSpanId", "Duration", "StatusCode", "SpanKind",
+            "SpanAttributes"['gpumon.step.number']
         from otel_traces order by "SpanId" """
     )
 
@@ -53,9 +56,14 @@ def test_spans_keep_their_parents_times_and_status(tmp_path):
 def test_a_collector_file_mixes_the_signals(tmp_path):
     """Metrics, spans and log records in the lines of one file, and a kind of line that nobody knows yet."""
     file = tmp_path / "otlp.jsonl"
-    log = '{"resourceLogs":[{"resource":{},"scopeLogs":[{"logRecords":[{"timeUnixNano":"1","body":{"stringValue":"hi"}}]}]}]}\n'
+    log = (
+        '{"resourceLogs":[{"resource":{},"scopeLogs":[{"logRecords":['
+        '{"timeUnixNano":"1","body":{"stringValue":"hi"}}]}]}]}\n'
+    )
     point = metrics_line(START_S, [(m.STEP_COUNT, 5, {m.STAGE: "train"})])
-    file.write_text(point + spans_line(step_spans(1, START_S, 0.1, {"forward": 0.1})) + log + '{"resourceProfiles":[]}\n')
+    file.write_text(
+        point + spans_line(step_spans(1, START_S, 0.1, {"forward": 0.1})) + log + '{"resourceProfiles":[]}\n'
+    )
     run = load(file)
     tables = ("otel_metrics_sum", "otel_traces", "otel_logs")
 
@@ -71,7 +79,9 @@ def test_numbers_may_be_text_or_bare_and_enums_names(tmp_path):
         '"attributes":[{"key":"x","value":{"intValue":5}},{"key":"y","value":{"boolValue":true}}]},'
         '{"timeUnixNano":"1700000000000000002","asDouble":"NaN"}]}}]}]}]}\n'
     )
-    rows = load(tmp_path).connection.execute('select "Attributes", "Value"::varchar, "AggregationTemporality" from otel_metrics_sum')
+    rows = load(tmp_path).connection.execute(
+        'select "Attributes", "Value"::varchar, "AggregationTemporality" from otel_metrics_sum'
+    )
 
     assert rows.fetchall() == [({"x": "5", "y": "true"}, "3.0", 1), ({}, "nan", 1)]
 
@@ -126,7 +136,15 @@ def test_closed_segments_are_read_like_live_files(tmp_path):
 
 @pytest.mark.parametrize(
     "bad",
-    ["not json", '{"resourceMetrics":[{"resource', "\0\0\0\0", '{"resourceMetrics":5}', "[1,2]", '"text"', '{"resourceMetrics":[7]}'],
+    [
+        "not json",
+        '{"resourceMetrics":[{"resource',
+        "\0\0\0\0",
+        '{"resourceMetrics":5}',
+        "[1,2]",
+        '"text"',
+        '{"resourceMetrics":[7]}',
+    ],
 )
 def test_a_damaged_line_is_skipped_counted_and_placed(tmp_path, bad):
     """The lines around it are read; the report can say where it stands."""
@@ -173,7 +191,10 @@ def test_a_line_may_be_longer_than_the_parser_likes(tmp_path):
     (tmp_path / "traces.jsonl").write_text(spans_line([long]))
     run = load(tmp_path)
 
-    assert run.connection.execute("""select length("SpanAttributes"['note']) from otel_traces""").fetchone()[0] == 17 * 2**20
+    assert (
+        run.connection.execute("""select length("SpanAttributes"['note']) from otel_traces""").fetchone()[0]
+        == 17 * 2**20
+    )
 
 
 def test_what_is_no_run_is_said_in_one_line(tmp_path, monkeypatch):
@@ -183,7 +204,9 @@ def test_what_is_no_run_is_said_in_one_line(tmp_path, monkeypatch):
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "notes.txt").write_text("nothing of ours")
     for name in ("nowhere", "empty", "foreign"):
-        with pytest.raises(RunError, match=rf"^no run at '{name}' \(looked for run.json or \*.jsonl\). No recorded runs"):
+        with pytest.raises(
+            RunError, match=rf"^no run at '{name}' \(looked for run.json or \*.jsonl\). No recorded runs"
+        ):
             load(name)
     record("gpumon-runs/20260921T141320-train-012345", seconds=1)
     with pytest.raises(RunError, match=r"Recorded runs here: gpumon-runs/20260921T141320-train-012345 \(1\)\."):
@@ -194,7 +217,9 @@ def test_files_that_hold_no_otlp_are_no_run(tmp_path):
     """A data set of JSON lines is not a recording."""
     (tmp_path / "data.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
     (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(RunError, match=r"no OTLP lines in .*data\.jsonl: line 1 is damaged, skipped \(2 lines in all\)"):
+    with pytest.raises(
+        RunError, match=r"no OTLP lines in .*data\.jsonl: line 1 is damaged, skipped \(2 lines in all\)"
+    ):
         load(tmp_path / "data.jsonl")
     with pytest.raises(RunError, match="is empty"):
         load(tmp_path / "empty.jsonl")

@@ -1,21 +1,24 @@
 """Given points and spans, the rows of every view; the same on DuckDB and on ClickHouse."""
 
 import math
+from itertools import pairwise
+
+import pytest
 
 import clickhouse_oracle
-import pytest
+from gpumon import metrics as m
 from gpumon.analysis.load import load
 from gpumon.analysis.views import VIEWS, text
 from recorded import RUN_ID, START_S, Disk, Recorder, Training, record, step_spans
-
-from gpumon import metrics as m
 
 TRAIN = {m.STAGE: "train"}
 
 
 def rows(run, view, columns, where="true", order="all"):
     """Chosen columns of a view; times as seconds since the start of the recording."""
-    shown = ", ".join(f"round({name} - {START_S}, 6)" if name in ("begin_s", "end_s", "at_s") else name for name in columns)
+    shown = ", ".join(
+        f"round({name} - {START_S}, 6)" if name in ("begin_s", "end_s", "at_s") else name for name in columns
+    )
     return run.connection.execute(f"select {shown} from {view} where {where} order by {order}").fetchall()
 
 
@@ -35,7 +38,11 @@ def test_points_have_their_identity_as_columns(tmp_path):
         [
             (m.DISK_IO, 5, {m.SYSTEM_DEVICE: "sda", m.DISK_IO_DIRECTION: "read"}),
             (m.PROCESS_CPU_TIME, 1.5, {m.PROCESS_ROLE: "trainer", m.CPU_MODE: "user"}),
-            (m.PRESSURE_STALL_RATIO, 0.5, {m.PRESSURE_SCOPE: "cgroup", m.PRESSURE_RESOURCE: "io", m.PRESSURE_KIND: "some"}),
+            (
+                m.PRESSURE_STALL_RATIO,
+                0.5,
+                {m.PRESSURE_SCOPE: "cgroup", m.PRESSURE_RESOURCE: "io", m.PRESSURE_KIND: "some"},
+            ),
             (m.MEMORY_USAGE, 7, {m.SYSTEM_MEMORY_STATE: "used"}),
             (m.CPU_BUSIEST, 0.9, {}),
         ],
@@ -78,21 +85,39 @@ def test_windows_reach_from_export_to_export(tmp_path):
         recorder.write([(m.STEP_COUNT, at_s, TRAIN)])
     run = exports(tmp_path, [(m.STEP_COUNT, 1, TRAIN)], rank=1, instance="instance-1")
 
-    assert rows(run, "stg_windows", ("rank", "begin_s", "end_s")) == [(0, 0.0, 2.0), (0, 2.0, 4.0), (0, 4.0, 14.0), (1, 0.0, 1.0)]
+    assert rows(run, "stg_windows", ("rank", "begin_s", "end_s")) == [
+        (0, 0.0, 2.0),
+        (0, 2.0, 4.0),
+        (0, 4.0, 14.0),
+        (1, 0.0, 1.0),
+    ]
 
 
 def test_windows_count_all_steps_beside_the_disk_of_the_data_set(tmp_path):
     """From counters, whatever spans were kept; a second disk that holds no data stays out."""
     training = Training(disks=[Disk(), Disk("sda", holds_dataset=False, await_s=0.3, read_bytes_per_s=9e9)], gpu=0.2)
     run = load(record(tmp_path, training, seconds=3))
-    columns = ("end_s", "steps", "samples", "step_s", "wait_s", "forward_s", "wait_fraction", "disk", "disk_await_s", "disk_queue")
+    columns = (
+        "end_s",
+        "steps",
+        "samples",
+        "step_s",
+        "wait_s",
+        "forward_s",
+        "wait_fraction",
+        "disk",
+        "disk_await_s",
+        "disk_queue",
+    )
 
     found = rows(run, "gpumon_windows", columns, "end_s > 0", "end_s")
     assert [row[0] for row in found] == [1.0, 2.0, 3.0]
     for row in found:
         assert row[1:7] == pytest.approx((10, 320, 1.0, 0.7, 0.1, 0.7))
         assert row[7:] == ("loop0", 0.08, 2.0)
-    (reading,) = rows(run, "gpumon_windows", ("cpu_utilization", "gpu_utilization", "disk_read_bytes_per_s"), "end_s % 10 = 2")
+    (reading,) = rows(
+        run, "gpumon_windows", ("cpu_utilization", "gpu_utilization", "disk_read_bytes_per_s"), "end_s % 10 = 2"
+    )
     assert reading == pytest.approx((0.3, 0.2, 5e6))
 
 
@@ -101,8 +126,13 @@ def test_device_windows_have_means_and_rates(tmp_path):
     run = load(record(tmp_path, seconds=4, window_s=2.0))
     columns = ("end_s", "value", "delta")
 
-    assert rows(run, "gpumon_device_windows", columns, "metric = 'system.disk.io' and part = 'read'") == [(4.0, 5e6, 1e7)]
-    assert rows(run, "gpumon_device_windows", columns, "metric = 'gpumon.disk.await'") == [(2.0, 0.08, None), (4.0, 0.08, None)]
+    assert rows(run, "gpumon_device_windows", columns, "metric = 'system.disk.io' and part = 'read'") == [
+        (4.0, 5e6, 1e7)
+    ]
+    assert rows(run, "gpumon_device_windows", columns, "metric = 'gpumon.disk.await'") == [
+        (2.0, 0.08, None),
+        (4.0, 0.08, None),
+    ]
 
 
 def test_totals_and_phases_add_up(tmp_path):
@@ -121,7 +151,11 @@ def test_accounts_of_fetches_by_window_and_worker(tmp_path):
     """Two workers, 10 fetches of 170 ms a second between them."""
     run = load(record(tmp_path, seconds=1))
 
-    assert rows(run, "gpumon_fetches", ("worker_id", "round(fetches, 6)", "round(wall_s, 6)", "round(cpu_s, 6)", "round(blocked_disk_s, 6)")) == [
+    assert rows(
+        run,
+        "gpumon_fetches",
+        ("worker_id", "round(fetches, 6)", "round(wall_s, 6)", "round(cpu_s, 6)", "round(blocked_disk_s, 6)"),
+    ) == [
         (0, 5.0, 0.85, 0.034, 0.8075),
         (1, 5.0, 0.85, 0.034, 0.8075),
     ]
@@ -167,13 +201,29 @@ def test_kept_steps_have_their_parts(tmp_path):
     recorder = Recorder(tmp_path)
     for _ in range(4):
         recorder.window(Training())
-    own = {"gpumon.window.disk.device": "loop0", "gpumon.window.disk.await": 0.093, "gpumon.epoch": 1, "gpumon.batch.size": 32}
+    own = {
+        "gpumon.window.disk.device": "loop0",
+        "gpumon.window.disk.await": 0.093,
+        "gpumon.epoch": 1,
+        "gpumon.batch.size": 32,
+    }
     recorder.write_spans(step_spans(3, START_S + 0.5, 0.4, {"data.wait": 0.3, "forward": 0.1}, "slow", **own))
     recorder.write_spans(step_spans(9, START_S + 2.0, 0.2, {"data.wait": 0.1, "optimizer": 0.05}))
     recorder.write_spans(step_spans(1, START_S + 3.0, 0.9, {"forward": 0.9}, stage="validation"))
     run = load(tmp_path)
 
-    columns = ("stage", "step", "epoch", "samples", "duration_s", "wait_s", "forward_s", "optimizer_s", "keep_reason", "is_slow")
+    columns = (
+        "stage",
+        "step",
+        "epoch",
+        "samples",
+        "duration_s",
+        "wait_s",
+        "forward_s",
+        "optimizer_s",
+        "keep_reason",
+        "is_slow",
+    )
     assert rows(run, "gpumon_steps", columns) == [
         ("train", 3, 1, 32, 0.4, 0.3, 0.1, 0.0, "slow", 1),
         ("train", 9, None, None, 0.2, 0.1, 0.0, 0.05, "sampled", 0),
@@ -204,7 +254,12 @@ def test_correlations_find_what_moves_with_a_phase(tmp_path):
     run = varied(tmp_path)
     found = {
         row[0]: row[1:]
-        for row in rows(run, "gpumon_correlations", ("metric", "r", "rho", "lag_windows", "n"), "phase = 'data.wait' and part in ('read', 'general')")
+        for row in rows(
+            run,
+            "gpumon_correlations",
+            ("metric", "r", "rho", "lag_windows", "n"),
+            "phase = 'data.wait' and part in ('read', 'general')",
+        )
     }
 
     assert found["gpumon.disk.await"][:2] == pytest.approx((1.0, 1.0), abs=0.01)
@@ -216,11 +271,13 @@ def test_correlations_see_a_device_that_is_ahead(tmp_path):
     """The disk slows down one window before the steps do."""
     recorder = Recorder(tmp_path)
     delays = [0.02 + 0.06 * (window % 7 in (2, 3)) + 0.001 * window for window in range(40)]
-    for before, now in zip(delays, delays[1:], strict=False):
+    for before, now in pairwise(delays):
         wait = {"data.wait": before / (0.05 + before), "forward": 0.05 / (0.05 + before)}
         recorder.window(Training(step_s=0.05 + before, phases=wait, disks=[Disk(await_s=now)]))
     run = load(tmp_path)
-    ((lag, r, n),) = rows(run, "gpumon_correlations", ("lag_windows", "r", "n"), "phase = 'data.wait' and metric = 'gpumon.disk.await'")
+    ((lag, r, n),) = rows(
+        run, "gpumon_correlations", ("lag_windows", "r", "n"), "phase = 'data.wait' and metric = 'gpumon.disk.await'"
+    )
 
     assert (lag, n) == (1, 38)
     assert r > 0.95
@@ -236,7 +293,7 @@ def test_every_view_says_what_a_row_is(view):
     """A header with the meaning, the grain and the units; the file is the view."""
     first, *rest = text(view).splitlines()
 
-    assert first.startswith("-- ") and first.endswith(".") or rest[0].startswith("-- ")
+    assert first.startswith("-- ") and (first.endswith(".") or rest[0].startswith("-- "))
     assert "-- Grain:   one row per " in text(view)
     assert f"create or replace view {view} as" in text(view)
 
@@ -244,7 +301,9 @@ def test_every_view_says_what_a_row_is(view):
 def test_clickhouse_gives_the_same_rows(tmp_path):
     """One SQL text, two engines: every view, every row, every column."""
     run = varied(tmp_path / "run")
-    Recorder(tmp_path / "run", rank=1, instance="instance-1").window(Training(workers=0, accounts={("blocked.other", "futex"): 1.0}))
+    Recorder(tmp_path / "run", rank=1, instance="instance-1").window(
+        Training(workers=0, accounts={("blocked.other", "futex"): 1.0})
+    )
     run = load(tmp_path / "run")
     theirs = clickhouse_oracle.run_views(run.connection, VIEWS)
     for view in VIEWS:
@@ -264,7 +323,9 @@ def test_clickhouse_gives_the_same_rows(tmp_path):
 def _key(row):
     """Text, then numbers to few digits: engines may differ in the last one."""
     known = [(name, value) for name, value in sorted(row.items()) if value is not None and not isinstance(value, list)]
-    return repr([(n, v) for n, v in known if isinstance(v, str)]), repr([(n, round(float(v), 3)) for n, v in known if not isinstance(v, str)])
+    return repr([(n, v) for n, v in known if isinstance(v, str)]), repr(
+        [(n, round(float(v), 3)) for n, v in known if not isinstance(v, str)]
+    )
 
 
 def _same(mine, other):

@@ -31,6 +31,7 @@ class Trainer:
     def __init__(self):
         self.waiting = False
         self.account = None
+        self.inline_fetches = (0, 0)
         self.on_iterator = []
         self.taken = []
         self.serial = -1
@@ -61,9 +62,9 @@ class Trainer:
                 end = time.perf_counter_ns()
                 if account is not None:
                     account.end(got=got)
-                elif inline is not None and got:
-                    inline.count += 1
-                    inline.wall_ns += end - begin
+                if loader.num_workers == 0 and got:
+                    count, wall_ns = self.inline_fetches
+                    self.inline_fetches = (count + 1, wall_ns + end - begin)
                 self.waiting = False
             self.taken.append((self.serial, generation, idx, begin, end))
             idx += 1

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+
 from gpumon.rules.causes import cause_of_waits
 from gpumon.rules.evidence import Account, Disk, Evidence, Fetches, Loader, Machine, Steps
 
@@ -47,48 +48,83 @@ def waits(
         fetches=Fetches(600, accounts, duty, ho),
         disks=disks,
         machine=Machine(
-            cpus=2.0, throttled_fraction=throttled, read_bytes=1e9, refaulted_bytes=refaults * 1e9, memory_limit_hits=limit_hits
+            cpus=2.0,
+            throttled_fraction=throttled,
+            read_bytes=1e9,
+            refaulted_bytes=refaults * 1e9,
+            memory_limit_hits=limit_hits,
         ),
         loader=Loader(workers),
     )
 
 
+def given(**figures):
+    return figures
+
+
 SCENARIOS = {
-    "memmap, 50 ms, 3 workers": (dict(disk=0.99, await_ms=51, aqu=3.6, unl_ms=53, s_by_r=0.79, not_ours=0.02), "disk_slow"),
-    "50 ms, another device hammered": (dict(disk=0.98, await_ms=51, aqu=2.0, unl_ms=51), "disk_slow"),
-    "70 ms, 3 workers": (dict(disk=0.99, await_ms=71, aqu=3.0, unl_ms=71), "disk_slow"),
-    "4-thread pool in the worker, 60 ms": (dict(disk=0.99, await_ms=61, aqu=3.9, unl_ms=61, s_by_r=0.25), "disk_slow"),
-    "4 KiB files cold, 30 ms": (dict(disk=0.98, await_ms=31, aqu=4.0, unl_ms=31, s_by_r=0.97, not_ours=0.28), "disk_slow"),
-    "0.5 to 40 ms in mid-run": (dict(duty=1.09, disk=0.98, await_ms=41, aqu=3.9, unl_ms=1, s_by_r=1.08, best=0.14), "disk_slow"),
-    "90 ms, decoding, 6 CPU hogs": (dict(cpu=0.06, rq=0.17, disk=0.77, await_ms=91, aqu=2.3, unl_ms=91), "disk_slow"),
-    "slow alone, and another reader": (dict(disk=0.99, await_ms=91, aqu=6.3, unl_ms=91, s_by_r=0.47, not_ours=0.83), "disk_slow"),
-    "ceiling of 110 iops": (dict(disk=0.98, await_ms=27, aqu=2.9, unl_ms=11, s_by_r=0.99, best=0.99), "disk_saturated"),
-    "another reader on the disk": (dict(disk=1.0, cpu=0.0, await_ms=265, aqu=7.5, unl_ms=2, s_by_r=0.26, not_ours=0.93), "disk_contended"),
-    "own checkpoints on the disk": (
-        dict(disk=0.99, await_ms=80, aqu=6.1, unl_ms=2, s_by_r=0.99, not_ours=0.82, own_writes=True),
+    "memmap, 50 ms, 3 workers": (
+        given(disk=0.99, await_ms=51, aqu=3.6, unl_ms=53, s_by_r=0.79, not_ours=0.02),
+        "disk_slow",
+    ),
+    "50 ms, another device hammered": (given(disk=0.98, await_ms=51, aqu=2.0, unl_ms=51), "disk_slow"),
+    "70 ms, 3 workers": (given(disk=0.99, await_ms=71, aqu=3.0, unl_ms=71), "disk_slow"),
+    "4-thread pool in the worker, 60 ms": (given(disk=0.99, await_ms=61, aqu=3.9, unl_ms=61, s_by_r=0.25), "disk_slow"),
+    "4 KiB files cold, 30 ms": (
+        given(disk=0.98, await_ms=31, aqu=4.0, unl_ms=31, s_by_r=0.97, not_ours=0.28),
+        "disk_slow",
+    ),
+    "0.5 to 40 ms in mid-run": (
+        given(duty=1.09, disk=0.98, await_ms=41, aqu=3.9, unl_ms=1, s_by_r=1.08, best=0.14),
+        "disk_slow",
+    ),
+    "90 ms, decoding, 6 CPU hogs": (given(cpu=0.06, rq=0.17, disk=0.77, await_ms=91, aqu=2.3, unl_ms=91), "disk_slow"),
+    "slow alone, and another reader": (
+        given(disk=0.99, await_ms=91, aqu=6.3, unl_ms=91, s_by_r=0.47, not_ours=0.83),
+        "disk_slow",
+    ),
+    "ceiling of 110 iops": (
+        given(disk=0.98, await_ms=27, aqu=2.9, unl_ms=11, s_by_r=0.99, best=0.99),
+        "disk_saturated",
+    ),
+    "another reader on the disk": (
+        given(disk=1.0, cpu=0.0, await_ms=265, aqu=7.5, unl_ms=2, s_by_r=0.26, not_ours=0.93),
         "disk_contended",
     ),
-    "quota of 40 iops": (dict(disk=0.99, await_ms=0.7, aqu=0.0, unl_ms=0.4, s_by_r=111.1), "disk_quota"),
-    "quota of 170 iops, 4 ms disk": (dict(disk=0.97, await_ms=4.5, aqu=0.8, unl_ms=4, s_by_r=3.7), "disk_quota"),
+    "own checkpoints on the disk": (
+        given(disk=0.99, await_ms=80, aqu=6.1, unl_ms=2, s_by_r=0.99, not_ours=0.82, own_writes=True),
+        "disk_contended",
+    ),
+    "quota of 40 iops": (given(disk=0.99, await_ms=0.7, aqu=0.0, unl_ms=0.4, s_by_r=111.1), "disk_quota"),
+    "quota of 170 iops, 4 ms disk": (given(disk=0.97, await_ms=4.5, aqu=0.8, unl_ms=4, s_by_r=3.7), "disk_quota"),
     "memory limit, thrashing": (
-        dict(ho=0.12, duty=0.88, cpu=0.06, disk=0.93, await_ms=13, aqu=1.7, unl_ms=13, refaults=0.53, limit_hits=7),
+        given(ho=0.12, duty=0.88, cpu=0.06, disk=0.93, await_ms=13, aqu=1.7, unl_ms=13, refaults=0.53, limit_hits=7),
         "memory_pressure",
     ),
-    "FUSE mount, 40 ms": (dict(cpu=0.02, netfs=0.97), "network_filesystem"),
-    "HTTP, 50 ms": (dict(net=0.98), "network"),
-    "decoding 14 ms, 1 worker": (dict(cpu=0.99, other=0.01, workers=1), "loader_cpu"),
-    "24 batches of 1.5 MB, 3 workers": (dict(ho=0.92, duty=0.90, cpu=0.56, rq=0.43, workers=3), "cpu_limit"),
-    "CPU quota of 0.6 cores": (dict(ho=0.26, duty=0.94, cpu=0.28, rq=0.72, throttled=0.9), "cpu_limit"),
-    "5 decoders on 2 cores": (dict(ho=0.28, duty=0.94, cpu=0.39, rq=0.61, workers=5), "cpu_limit"),
-    "0.8 ms disk, read in the trainer": (dict(duty=0.77, cpu=0.25, disk=0.74, await_ms=0.8, aqu=0.6, unl_ms=1, workers=0), "too_few_workers"),
-    "sleeps of 18 ms": (dict(cpu=0.03, sleep=0.97), "too_few_workers"),
-    "48 k Python objects a batch": (dict(ho=1.0, duty=0.01, cpu=1.0), "handover"),
-    "GIL hog in the trainer": (dict(ho=1.0, duty=0.0, cpu=0.71, rq=0.29), "handover"),
-    "spawn, short epochs": (dict(ho=0.77, duty=0.01, cpu=0.98, first=0.88), "worker_startup"),
-    "10 ms disk and decoding 10 ms": (dict(cpu=0.50, disk=0.49, await_ms=11, aqu=0.5, unl_ms=11, workers=1), "unknown"),
-    "cached, decoding, disk hammered": (dict(cpu=0.53, disk=0.46, await_ms=343, aqu=4.7, unl_ms=2, not_ours=1.0, s_by_r=0.1), "unknown"),
-    "one lock for 3 workers": (dict(cpu=0.02, other=0.97, workers=3), "unknown"),
-}  # fmt: skip
+    "FUSE mount, 40 ms": (given(cpu=0.02, netfs=0.97), "network_filesystem"),
+    "HTTP, 50 ms": (given(net=0.98), "network"),
+    "decoding 14 ms, 1 worker": (given(cpu=0.99, other=0.01, workers=1), "loader_cpu"),
+    "24 batches of 1.5 MB, 3 workers": (given(ho=0.92, duty=0.90, cpu=0.56, rq=0.43, workers=3), "cpu_limit"),
+    "CPU quota of 0.6 cores": (given(ho=0.26, duty=0.94, cpu=0.28, rq=0.72, throttled=0.9), "cpu_limit"),
+    "5 decoders on 2 cores": (given(ho=0.28, duty=0.94, cpu=0.39, rq=0.61, workers=5), "cpu_limit"),
+    "0.8 ms disk, read in the trainer": (
+        given(duty=0.77, cpu=0.25, disk=0.74, await_ms=0.8, aqu=0.6, unl_ms=1, workers=0),
+        "too_few_workers",
+    ),
+    "sleeps of 18 ms": (given(cpu=0.03, sleep=0.97), "too_few_workers"),
+    "48 k Python objects a batch": (given(ho=1.0, duty=0.01, cpu=1.0), "handover"),
+    "GIL hog in the trainer": (given(ho=1.0, duty=0.0, cpu=0.71, rq=0.29), "handover"),
+    "spawn, short epochs": (given(ho=0.77, duty=0.01, cpu=0.98, first=0.88), "worker_startup"),
+    "10 ms disk and decoding 10 ms": (
+        given(cpu=0.50, disk=0.49, await_ms=11, aqu=0.5, unl_ms=11, workers=1),
+        "unknown",
+    ),
+    "cached, decoding, disk hammered": (
+        given(cpu=0.53, disk=0.46, await_ms=343, aqu=4.7, unl_ms=2, not_ours=1.0, s_by_r=0.1),
+        "unknown",
+    ),
+    "one lock for 3 workers": (given(cpu=0.02, other=0.97, workers=3), "unknown"),
+}
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
@@ -151,9 +187,15 @@ def test_half_of_the_time_with_a_clear_lead_is_enough():
     assert cause_of_waits(waits(cpu=0.25, disk=0.50, sleep=0.25, await_ms=61, unl_ms=61)).name == "disk_slow"
 
 
-@pytest.mark.parametrize(("rq", "cause", "candidates"), [
-    (0.10, "loader_cpu", ()), (0.25, "loader_cpu", ("cpu_limit",)), (0.35, "cpu_limit", ("loader_cpu",)), (0.60, "cpu_limit", ()),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rq", "cause", "candidates"),
+    [
+        (0.10, "loader_cpu", ()),
+        (0.25, "loader_cpu", ("cpu_limit",)),
+        (0.35, "cpu_limit", ("loader_cpu",)),
+        (0.60, "cpu_limit", ()),
+    ],
+)
 def test_between_starved_and_busy_both_are_named(rq, cause, candidates):
     """Waiting for a CPU 20-40 % of the time can be either."""
     found = cause_of_waits(waits(cpu=1 - rq, rq=rq))

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+
 from gpumon.rules.evidence import Account, Disk, Evidence, Fetches, Loader, Machine, Steps
 from gpumon.rules.verdict import judge
 
@@ -45,9 +46,22 @@ def test_waits_of_a_slow_disk_are_the_verdict():
     finding = judgement.findings[0]
 
     assert judgement.verdict == "data_loading_bound"
-    assert (finding.rule, finding.cause, finding.device, finding.severity) == ("DataLoadingBound", "disk_slow", "loop0", "critical")
+    assert (finding.rule, finding.cause, finding.device, finding.severity) == (
+        "DataLoadingBound",
+        "disk_slow",
+        "loop0",
+        "critical",
+    )
     assert finding.seconds_lost == pytest.approx((0.71 - 0.02) * 59.8, rel=0.01)
-    for words in ("71 % of each training step waits for data", "loop0", "/data/images", "ext4", "87 ms", "2 workers", "94 %"):
+    for words in (
+        "71 % of each training step waits for data",
+        "loop0",
+        "/data/images",
+        "ext4",
+        "87 ms",
+        "2 workers",
+        "94 %",
+    ):
         assert words in judgement.headline
 
 
@@ -115,7 +129,12 @@ def test_one_slow_batch_in_a_thousand_is_no_verdict():
 
 @pytest.mark.parametrize(
     ("wait", "other", "verdict"),
-    [(0.15, 0.05, "data_loading_bound"), (0.15, 0.40, "balanced"), (0.25, 0.40, "data_loading_bound"), (0.09, 0.01, "compute_bound")],
+    [
+        (0.15, 0.05, "data_loading_bound"),
+        (0.15, 0.40, "balanced"),
+        (0.25, 0.40, "data_loading_bound"),
+        (0.09, 0.01, "compute_bound"),
+    ],
 )
 def test_a_wait_of_a_tenth_counts_where_it_is_the_largest_loss(wait, other, verdict):
     """From a fifth of the step it counts by itself."""
@@ -125,7 +144,8 @@ def test_a_wait_of_a_tenth_counts_where_it_is_the_largest_loss(wait, other, verd
 
 
 @pytest.mark.parametrize(
-    ("run_s", "severity"), [(61.0, "critical"), (200.0, "critical"), (250.0, "warning"), (400.0, "warning"), (900.0, "info")]
+    ("run_s", "severity"),
+    [(61.0, "critical"), (200.0, "critical"), (250.0, "warning"), (400.0, "warning"), (900.0, "info")],
 )
 def test_severity_goes_by_the_share_of_the_run_that_was_lost(run_s, severity):
     """41 seconds are much of a minute, and little of a quarter of an hour."""
@@ -238,10 +258,20 @@ def test_own_checkpoints_are_named_as_the_contender():
 @pytest.mark.parametrize("workers", [0, 1, 2, None])
 def test_every_cause_reads_as_a_sentence(workers):
     """Whatever is not known is left out, not printed as None."""
-    accounts = ("cpu", "runnable", "blocked.disk", "blocked.network_fs", "blocked.socket", "blocked.sleep", "blocked.other")
+    accounts = (
+        "cpu",
+        "runnable",
+        "blocked.disk",
+        "blocked.network_fs",
+        "blocked.socket",
+        "blocked.sleep",
+        "blocked.other",
+    )
     for account in accounts:
         for disks in ({}, {"loop0": Disk("loop0", await_s=0.05)}, {"loop0": SLOW}):
             fetches = Fetches(600, [Account(account, 90.0, "loop0" if account == "blocked.disk" else "")])
-            for finding in judge(evidence(fetches=fetches, disks=disks, loader=Loader(workers), machine=Machine())).findings:
+            for finding in judge(
+                evidence(fetches=fetches, disks=disks, loader=Loader(workers), machine=Machine())
+            ).findings:
                 for text in (finding.summary, *finding.advice):
                     assert "None" not in text and "  " not in text and " ," not in text, text

@@ -25,6 +25,7 @@ fork = multiprocessing.get_context("fork")
 
 class Tracer:
     waiting = True
+    inline_fetches = (0, 0)
 
 
 def burn(seconds):
@@ -226,52 +227,34 @@ def test_second_choice_of_a_folder(tmp_path):
 
 
 def test_each_long_fetch_has_an_account():
-    """Begun and ended, a fetch has its account; the sums are those of the accounts."""
-    inline = InlineFetches()
-    for _fetch in range(20):
-        inline.begin()
-        time.sleep(0.002)
-        inline.end()
-    fetches, count, wall_ns = inline.take()
-
-    assert len(fetches) == count == 20
-    assert sum(fetch.end_ns - fetch.begin_ns for fetch in fetches) == wall_ns
-    assert inline.take() == ([], 0, 0)
-
-
-def test_few_of_short_fetches_have_an_account():
-    """Of short fetches one between two takes has an account; all are counted and timed."""
-    inline = InlineFetches()
-    for _round in range(5):
-        for _fetch in range(2000):
-            if inline.armed:
-                inline.begin()
-                inline.end()
-            else:
-                inline.count += 1
-                inline.wall_ns += 1000
-        fetches, count, wall_ns = inline.take()
-
-        assert len(fetches) == 1
-        assert count == 2000
-        assert wall_ns >= 1999 * 1000 + fetches[0].end_ns - fetches[0].begin_ns
-
-
-def test_accounts_of_all_fetches_once_they_are_long():
     """The first take that finds long fetches has all the following ones accounted."""
     inline = InlineFetches()
+    count = 0
     for _round in range(2):
         for _fetch in range(3):
+            count += 1
             if inline.armed:
                 inline.begin()
                 time.sleep(0.002)
                 inline.end()
-            else:
-                inline.count += 1
-                inline.wall_ns += 2_000_000
-        fetches, _count, _wall_ns = inline.take()
+        fetches, _count, _wall_ns = inline.take(count, count * 2_000_000)
 
     assert len(fetches) == 3
+    assert inline.take(count, count * 2_000_000) == ([], 0, 0)
+
+
+def test_few_of_short_fetches_have_an_account():
+    """Of short fetches one between two takes has an account; the sums are of all of them."""
+    inline = InlineFetches()
+    for round_ in range(1, 6):
+        for _fetch in range(2000):
+            if inline.armed:
+                inline.begin()
+                inline.end()
+        fetches, count, wall_ns = inline.take(2000 * round_, 2000 * 1000 * round_)
+
+        assert len(fetches) == 1
+        assert (count, wall_ns) == (2000, 2_000_000)
 
 
 def test_end_of_an_epoch_is_no_fetch():
@@ -279,7 +262,7 @@ def test_end_of_an_epoch_is_no_fetch():
     inline = InlineFetches()
     inline.begin()
     inline.end(got=False)
-    assert inline.take() == ([], 0, 0)
+    assert inline.take(0, 0) == ([], 0, 0)
     assert inline.begin_ns == 0
 
 
@@ -296,11 +279,11 @@ def test_second_training_thread():
     other = threading.Thread(target=fetch)
     first.start()
     first.join()
-    assert inline.take()[1] == 1
+    assert len(inline.take(1, 1_000_000)[0]) == 1
     while os.path.exists(f"/proc/self/task/{first.native_id}"):
         time.sleep(0.001)
     fetch()
-    assert inline.take()[1] == 1
+    assert len(inline.take(2, 2_000_000)[0]) == 1
     assert inline.thread == threading.get_native_id()
 
 
@@ -416,6 +399,7 @@ def test_no_folder_at_all(monkeypatch):
     accounts.inline.begin()
     time.sleep(0.002)
     accounts.inline.end()
+    accounts.tracer.inline_fetches = (1, 2_000_000)
     accounts.poll(everything=True)
     assert accounts.totals.count == {-1: 1}
     accounts.stop()

@@ -229,7 +229,7 @@ def _machine(
         trainer_cpu_s=_trainer_cpu_s(devices, rows, steps),
         read_bytes=read.total(only),
         refaulted_bytes=devices.get("gpumon.memory.refaults").total(only) * limit.PAGE_BYTES,
-        memory_limit_hits=devices.get("gpumon.memory.limit.hits").total(only),
+        memory_limit_hits=devices.get("gpumon.memory.limit_hits").total(only),
         memory_limit_bytes=memory.get("lowest"),
     )
 

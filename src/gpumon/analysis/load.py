@@ -78,7 +78,7 @@ class Run:
     """What does not fit into memory; goes with the run."""
 
 
-def load(path: str | Path | None = None) -> Run:
+def load(path: str | os.PathLike[str] | None = None) -> Run:
     """Load a run once; None: the newest one under `gpumon-runs/`.
 
     Raises:
@@ -94,7 +94,10 @@ class Loader:
 
     def __init__(self, path: Path) -> None:
         check(path)
-        self._directory = tempfile.TemporaryDirectory(prefix="gpumon-")
+        try:
+            self._directory = tempfile.TemporaryDirectory(prefix="gpumon-")
+        except OSError as error:
+            raise RunError(f"no room for temporary files: {error.strerror or error}") from error
         connection = duckdb.connect(
             config={
                 "memory_limit": MEMORY_LIMIT,
@@ -214,7 +217,10 @@ class Loader:
         if not statements:
             return not chunk.strip()
         part = Path(self._directory.name, "part.jsonl")
-        part.write_bytes(chunk)
+        try:
+            part.write_bytes(chunk)
+        except OSError as error:
+            raise RunError(f"no room for temporary files in '{part.parent}': {error.strerror}") from error
         longest = LONGEST_LINE
         if len(chunk) > longest:
             longest = max(longest, max(map(len, chunk.split(b"\n"))) + 2)

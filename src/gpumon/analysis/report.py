@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ class Report:
         return f"<Report {self.run['service']} {self.steps.count} steps: {self.verdict}{why}>"
 
 
-def build_report(path: str | Path | None = None) -> Report:
+def build_report(path: str | PathLike[str] | None = None) -> Report:
     """Judge a recorded run; None: the newest one under `gpumon-runs/`.
 
     Raises:
@@ -131,16 +132,17 @@ def _run(run: Run, gathered: Gathered, begin_s: float, run_s: float) -> dict[str
     info = run.info
     known = query(
         run.connection.execute,
-        """select distinct r.attributes['gpumon.run.id'] as id, r.attributes['service.name'] as service,
-            r.attributes['host.name'] as host from resources as r order by all""",
+        """select distinct attributes['service.name'] as service, attributes['host.name'] as host
+        from resources order by all""",
     )
+    ids = run.connection.execute("select distinct run_id from stg_windows order by run_id").fetchall()
     number, code = info.get("signal"), info.get("exit_code")
     if isinstance(code, int) and code < 0:  # as subprocess says it
         number, code = -code, 128 - code
     started = info.get("started") or (_rfc3339(begin_s) if begin_s else None)
     hosts = {row["host"] for row in known if row["host"]} or {info.get("host")} - {None}
     return {
-        "id": info.get("id") or next((row["id"] for row in known if row["id"]), None),
+        "id": info.get("id") or next((name for (name,) in ids if name), None),
         "service": info.get("service") or next((row["service"] for row in known if row["service"]), "training"),
         "started": started,
         "duration_s": round(run_s, 3),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 from gpumon.rules import thresholds as limit
@@ -75,7 +76,7 @@ def processes(execute: Execute) -> list[Process]:
     """Who recorded metrics, by rank."""
     rows = query(
         execute,
-        """select distinct gpumon_instance("ResourceAttributes") as instance,
+        """select distinct gpumon_instance("ResourceAttributes", "Attributes") as instance,
             gpumon_rank("ResourceAttributes", "Attributes") as rank,
             coalesce("ResourceAttributes"['host.name'], '') as host
         from otel_metrics_sum order by rank, instance""",
@@ -138,9 +139,9 @@ class Devices:
         ).fetchall()
         for metric, device, part, role, process, end_s, value, delta in rows:
             series = self._series[metric, device, part, role]
-            if value is not None:
+            if value is not None and isfinite(value):
                 series.values[process, end_s] = value
-            if delta is not None:
+            if delta is not None and isfinite(delta):
                 series.deltas[process, end_s] = delta
 
     def get(self, metric: str, device: str = "", part: str = "", role: str = "") -> Series:

@@ -7,6 +7,7 @@ Nothing here imports torch: a post-import hook waits for it.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import sys
@@ -28,14 +29,19 @@ from . import torch_backward
 
 _tracer: StepTracer | None = None
 _undo: list[Callable[[], None]] = []
+_numbering: set[Any] = set()  # classes whose `__iter__` is ours
 _hooked = False
 _forks_watched = False
-_numbers: weakref.WeakKeyDictionary[Any, tuple[int, int, int]] = weakref.WeakKeyDictionary()
+_loaders: dict[int, tuple[weakref.ref[Any], int]] = {}
+_loader_numbers = itertools.count(1)
+_STATEFUL = "torchdata.stateful_dataloader.stateful_dataloader"  # does not call DataLoader's `__iter__`
 
 
 def instrument(tracer: StepTracer) -> None:
     """Stamp every training loop from now on; `uninstrument` puts everything back."""
     global _tracer, _hooked, _forks_watched
+    if _tracer is not None:
+        uninstrument()
     _tracer = tracer
     if not _forks_watched:
         _forks_watched = True
@@ -44,6 +50,7 @@ def instrument(tracer: StepTracer) -> None:
         _hooked = True
         wrapt.register_post_import_hook(_patch, "torch")
         wrapt.register_post_import_hook(_skip_in_dynamo, "torch._dynamo")
+        wrapt.register_post_import_hook(_patch_stateful, _STATEFUL)
     elif "torch" in sys.modules:
         _patch(sys.modules["torch"])
 
@@ -57,6 +64,7 @@ def uninstrument() -> None:
     while _undo:
         with guard("uninstrument torch"):
             _undo.pop()()
+    _numbering.clear()
 
 
 def _in_child() -> None:
@@ -68,6 +76,7 @@ def _in_child() -> None:
 
 
 def _skip_in_dynamo(dynamo: Any) -> None:
+    """Called once, when dynamo's import has finished; it stays, for without us it says nothing."""
     with guard("torch._dynamo"):
         from torch._dynamo import trace_rules  # type: ignore[import-not-found,unused-ignore]
 
@@ -80,13 +89,19 @@ def _patch(torch: Any) -> None:
         return
     with guard("instrument torch"):
         _patch_fetch(torch, tracer)
-        _patch_iter(torch, tracer)
+        _patch_iter(torch.utils.data.DataLoader, tracer)
         _patch_backward(torch, tracer)
         _patch_update(torch, tracer)
         _patch_scaler(torch, tracer)
         _watch_exceptions(tracer)
-        if "torch._dynamo" in sys.modules:
-            _skip_in_dynamo(sys.modules["torch._dynamo"])
+        if (stateful := sys.modules.get(_STATEFUL)) is not None:
+            _patch_stateful(stateful)
+
+
+def _patch_stateful(module: Any) -> None:
+    if _tracer is not None and "torch" in sys.modules:
+        with guard("instrument torchdata"):
+            _patch_iter(module.StatefulDataLoader, _tracer)
 
 
 def _replace(owner: Any, name: str, new: Any) -> None:
@@ -110,73 +125,76 @@ def _patch_fetch(torch: Any, tracer: StepTracer) -> None:
     base = torch.utils.data.dataloader._BaseDataLoaderIter
     original = base.__next__
     grad_enabled = torch.is_grad_enabled
-    states = tracer._stamps
-    ident = threading.get_ident
+    tensor = torch.Tensor
+    local = tracer.local
     fetches = tracer.fetches
 
+    @functools.wraps(original)
     def __next__(self: Any) -> Any:
         if not tracer.on:
             return original(self)
-        st = states.get(ident()) or tracer.stamps()
-        if st.in_fetch:  # a loader inside a data set
+        try:
+            st = local.stamps
+        except AttributeError:
+            st = tracer.stamps()
+        outside = st.in_fetch
+        if outside == s.FETCHING:  # a loader inside a data set
             return original(self)
-        if st.manual:  # within a step that the training marks itself
-            begin = clock()
-            try:
-                return original(self)
-            finally:
-                st.log.append((s.PHASE, "data.wait", begin, clock()))
-        st.in_fetch = True
-        account = inline = None
-        if not self._num_workers and (inline := tracer.account) is not None and inline.armed:
-            account = inline
-            account.begin()
+        st.in_fetch = s.FETCHING
+        account = tracer.account
+        if account is not None:
+            if account.armed and not self._num_workers:
+                account.begin()
+            else:
+                account = None
         begin = clock()
         try:
             batch = original(self)
         except BaseException as error:
             end = clock()
-            st.in_fetch = False
-            if account is not None:
-                account.end(not isinstance(error, StopIteration))
-            st.flush()
-            outcome = "stop" if isinstance(error, StopIteration) else type(error).__name__
-            st.log.append((s.FETCH, begin, end, outcome, _number(self, tracer), True, 0))
+            st.in_fetch = outside
+            with guard("a fetch that ended"):
+                is_stop = isinstance(error, StopIteration)
+                if account is not None:
+                    account.end(not is_stop)
+                if not outside:
+                    kind = "stop" if is_stop else type(error).__name__
+                    st.event(s.FETCH, begin, end, kind, _number(self, tracer), grad_enabled(), 0)
             raise
         end = clock()
-        st.in_fetch = False
-        if account is not None:
-            account.end()
-        elif inline is not None:
-            inline.count += 1
-            inline.wall_ns += end - begin
+        st.in_fetch = outside
         try:
-            number = self._gpumon_number
-        except AttributeError:
-            number = _number(self, tracer)
-        data = batch[0] if type(batch) is list and batch else batch
-        try:
-            samples = data.size(0)
-        except Exception:
-            samples = size_of(batch)
-        if st.n == 5:
-            st.log.append((st.f0, st.f1, st.b0, st.b1, st.o0, st.o1, st.it, st.samples, begin))
-        elif st.n:
-            st.flush()
-        if grad_enabled():
-            st.f0 = begin
-            st.f1 = end
-            st.it = number
-            st.samples = samples
-            st.n = 1
-        else:
-            st.n = 0
-            st.log.append((s.FETCH, begin, end, None, number, False, samples))
-        if self._num_workers and getattr(self, "_in_order", True):  # else the index is not the batch's
-            fetches.append((self._gpumon_serial, self._gpumon_generation, self._rcvd_idx - 1, begin, end))
+            if account is not None:
+                account.end()
+            try:
+                number = self._gpumon_number
+            except AttributeError:
+                number = _number(self, tracer)
+            if self._num_workers and getattr(self, "_in_order", True):  # else the index is not the batch's
+                fetches.append((self._gpumon_serial, self._gpumon_generation, self._rcvd_idx - 1, begin, end))
+            if outside:
+                st.inner = number
+                return batch
+            data = batch[0] if type(batch) is list and batch else batch
+            samples = data.size(0) if type(data) is tensor and data.ndim else size_of(batch)
+            if st.n == 5:  # Stamps.row, without the call
+                st.log.append((st.f0, st.f1, st.b0, st.b1, st.o0, st.o1, st.it, st.samples, begin))
+            elif st.n:
+                st.flush()
+            if grad_enabled():
+                st.f0 = begin
+                st.f1 = end
+                st.it = number
+                st.samples = samples
+                st.n = 1
+            else:
+                st.n = 0
+                st.event(s.FETCH, begin, end, None, number, False, samples)
+        except Exception:  # ours: the batch is delivered all the same
+            with guard("a fetch"):
+                raise
         return batch
 
-    __next__.__wrapped__ = original  # type: ignore[attr-defined]
     _replace(base, "__next__", __next__)
 
 
@@ -185,54 +203,70 @@ def _number(iterator: Any, tracer: StepTracer) -> int:
     number = iterator.__dict__.get("_gpumon_number")
     if number is None:
         number = tracer.next_number()
-        iterator._gpumon_number = iterator._gpumon_serial = number
-        iterator._gpumon_generation = 0
+        _mark(iterator, tracer, number, number, 0)
     return int(number)
 
 
-def _patch_iter(torch: Any, tracer: StepTracer) -> None:
-    loader_class = torch.utils.data.DataLoader
-    loaders: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-    keys = itertools.count(1)
+def _mark(iterator: Any, tracer: StepTracer, number: int, serial: int, generation: int) -> None:
+    """*number* is of this iteration; *serial* of the iterator, which persistent workers serve for generations."""
+    iterator._gpumon_number = number
+    iterator._gpumon_serial = serial
+    iterator._gpumon_generation = generation
+    if not iterator._num_workers:
+        tracer.inline.add(number)
 
-    def patch(owner: Any) -> None:
-        original = owner.__dict__["__iter__"]
 
-        def __iter__(self: Any) -> Any:
-            if not tracer.on:
-                return original(self)
-            number = tracer.next_number()
+def _patch_iter(loader_class: Any, tracer: StepTracer) -> None:
+    """Number iterators when they are made; *loader_class* is a class with an `__iter__` of its own."""
+    original = loader_class.__dict__.get("__iter__")
+    if original is None or loader_class in _numbering:
+        return
+    _numbering.add(loader_class)
+
+    @functools.wraps(original)
+    def __iter__(self: Any) -> Any:
+        if not tracer.on:
+            return original(self)
+        number = serial = tracer.next_number()
+        kept, loader = None, 0
+        with guard("a loader"):
+            if getattr(self, "persistent_workers", False):
+                kept = getattr(self, "_iterator", None)
+            if kept is not None:
+                serial = getattr(kept, "_gpumon_serial", number)
+            loader = _loader_number(self, tracer)
+        for call in list(tracer.on_iterator):
+            with guard("a new loader"):
+                call(self, serial)
+        begin = clock()
+        iterator = original(self)
+        end = clock()
+        with guard("a new iterator"):
             st = tracer.stamps()
-            kept = getattr(self, "_iterator", None) if getattr(self, "persistent_workers", False) else None
-            serial = kept.__dict__.get("_gpumon_serial", number) if kept is not None else number
-            if self not in loaders:
-                with guard("a loader's settings"):
-                    loaders[self] = next(keys)
-                    tracer.settings[loaders[self]] = _settings(self)
-            for call in list(tracer.on_iterator):
-                with guard("a new loader"):
-                    call(self, serial)
-            begin = clock()
-            iterator = original(self)
-            end = clock()
-            with guard("a new iterator"):
-                generation = iterator.__dict__.get("_gpumon_generation", -1) + 1 if iterator is kept else 0
-                iterator._gpumon_number = number
-                iterator._gpumon_serial = serial
-                iterator._gpumon_generation = generation
+            generation = getattr(iterator, "_gpumon_generation", -1) + 1 if iterator is kept else 0
+            _mark(iterator, tracer, number, serial, generation)
+            if st.in_fetch != s.FETCHING:
                 if st.n == 5:
-                    st.n = 0
-                    st.log.append((st.f0, st.f1, st.b0, st.b1, st.o0, st.o1, st.it, st.samples, begin))
-                st.flush()
-                if not (st.in_fetch or st.manual):
-                    st.log.append((s.ITERATOR, begin, end, number, loaders.get(self, 0)))
-            return iterator
+                    st.row(begin)
+                st.event(s.ITERATOR, begin, end, number, loader)
+        return iterator
 
-        _replace(owner, "__iter__", __iter__)
+    _replace(loader_class, "__iter__", __iter__)
 
-    patch(loader_class)
-    if stateful := sys.modules.get("torchdata.stateful_dataloader.stateful_dataloader"):
-        patch(stateful.StatefulDataLoader)
+
+def _loader_number(loader: Any, tracer: StepTracer) -> int:
+    """A loader's number; never `id()`, which the next loader may have."""
+    known = _loaders.get(id(loader))
+    if known is not None and known[0]() is loader:
+        number = known[1]
+    else:
+        number = next(_loader_numbers)
+        _loaders[id(loader)] = weakref.ref(loader), number
+        for key in [key for key, (ref, _) in _loaders.items() if ref() is None]:
+            del _loaders[key]
+    if number not in tracer.settings:
+        tracer.settings[number] = _settings(loader)
+    return number
 
 
 def _settings(loader: Any) -> LoaderSettings:
@@ -245,45 +279,53 @@ def _settings(loader: Any) -> LoaderSettings:
     )
 
 
+def _compiling(torch: Any) -> Callable[[], bool]:
+    """Whether dynamo traces us; the cheapest of the functions that it folds away."""
+    compiling: Callable[[], bool] = getattr(torch.compiler, "is_dynamo_compiling", torch.compiler.is_compiling)
+    return compiling
+
+
 def _patch_backward(torch: Any, tracer: StepTracer) -> None:
-    wrapper = torch_backward.wrap(torch.autograd.backward, torch.compiler.is_compiling, tracer)
+    wrapper = torch_backward.wrap(torch.autograd.backward, _compiling(torch), tracer)
     _replace(torch.autograd, "backward", wrapper)
 
 
 def _patch_update(torch: Any, tracer: StepTracer) -> None:
     from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-    compiling = torch.compiler.is_compiling
-    states = tracer._stamps
-    ident = threading.get_ident
+    compiling = _compiling(torch)
+    local = tracer.local
 
+    # Dynamo traces these two: the first line folds them away, and nothing else may come before it.
     def before(optimizer: Any, args: Any, kwargs: Any) -> None:
         if compiling() or not tracer.on:
             return
-        st = states.get(ident()) or tracer.stamps()
+        try:
+            st = local.stamps
+        except AttributeError:
+            st = tracer.stamps()
         if st.n == 3:
             st.opt = id(optimizer)
             st.o0 = clock()
             st.n = 4
         else:
-            if st.n:
-                st.flush()
-            st.log.append((s.UPDATE, clock(), id(optimizer)))
+            st.event(s.UPDATE, clock(), id(optimizer))
 
     def after(optimizer: Any, args: Any, kwargs: Any) -> None:
         if compiling() or not tracer.on:
             return
-        st = states.get(ident()) or tracer.stamps()
+        try:
+            st = local.stamps
+        except AttributeError:
+            st = tracer.stamps()
         if st.n == 4 and st.opt == id(optimizer):
             st.o1 = clock()
             st.n = 5
         else:
-            if st.n:
-                st.flush()
-            st.log.append((s.UPDATE_END, clock(), id(optimizer)))
+            st.event(s.UPDATE_END, clock(), id(optimizer))
 
-    for handle in (register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)):
-        _undo.append(handle.remove)
+    _undo.append(register_optimizer_step_pre_hook(before).remove)
+    _undo.append(register_optimizer_step_post_hook(after).remove)
 
 
 def _patch_scaler(torch: Any, tracer: StepTracer) -> None:
@@ -292,27 +334,29 @@ def _patch_scaler(torch: Any, tracer: StepTracer) -> None:
         return
     original = scaler.step
 
-    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+    @functools.wraps(original)
+    def step(self: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
         if not tracer.on:
-            return original(self, *args, **kwargs)
+            return original(self, optimizer, *args, **kwargs)
         st = tracer.stamps()
-        st.flush()
-        st.log.append((s.SCALER, clock()))
-        result = original(self, *args, **kwargs)
-        st.flush()
-        st.log.append((s.SCALER_END, clock()))
+        st.event(s.SCALER, clock(), id(optimizer))
+        try:
+            result = original(self, optimizer, *args, **kwargs)
+        except BaseException as error:
+            st.event(s.SCALER_END, clock(), id(optimizer), type(error).__name__)
+            raise
+        st.event(s.SCALER_END, clock(), id(optimizer), None)
         return result
 
-    step.__wrapped__ = original  # type: ignore[attr-defined]
     _replace(scaler, "step", step)
 
 
 def _watch_exceptions(tracer: StepTracer) -> None:
     def note(kind: Any) -> None:
-        st: Stamps | None = tracer._stamps.get(threading.get_ident())
+        st: Stamps | None = getattr(tracer.local, "stamps", None)
         if tracer.on and st is not None and kind is not None:
-            st.flush()
-            st.log.append((s.UNCAUGHT, clock(), kind.__name__))
+            st.in_fetch, st.in_backward = s.OUTSIDE, False
+            st.event(s.UNCAUGHT, clock(), kind.__name__)
 
     main_hook, thread_hook = sys.excepthook, threading.excepthook
 

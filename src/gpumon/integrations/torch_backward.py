@@ -6,7 +6,6 @@ So a compiled region that contains `.backward()` has as many graphs and breaks a
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable
 from time import perf_counter_ns as clock
 from typing import Any
@@ -16,36 +15,37 @@ from gpumon.tracing.steps import StepTracer
 
 
 def wrap(original: Callable[..., Any], compiling: Callable[[], bool], tracer: StepTracer) -> Callable[..., Any]:
-    states = tracer._stamps
-    ident = threading.get_ident
+    local = tracer.local
 
     @functools.wraps(original)
     def backward(*args: Any, **kwargs: Any) -> Any:
         if compiling() or not tracer.on:
             return original(*args, **kwargs)
-        st = states.get(ident()) or tracer.stamps()
+        try:
+            st = local.stamps
+        except AttributeError:
+            st = tracer.stamps()
+        if st.in_backward:  # checkpointing: a backward within a backward
+            return original(*args, **kwargs)
+        st.in_backward = True
         regular = st.n == 1
         if regular:
             st.n = 2
             st.b0 = clock()
         else:
-            if st.n:
-                st.flush()
-            st.log.append((s.BACKWARD, clock()))
+            st.event(s.BACKWARD, clock())
         try:
             result = original(*args, **kwargs)
         except BaseException as error:
-            end = clock()
-            st.flush()
-            st.log.append((s.BACKWARD_END, end, type(error).__name__))
+            st.in_backward = False
+            st.event(s.BACKWARD_END, clock(), type(error).__name__)
             raise
+        st.in_backward = False
         if regular and st.n == 2:
             st.b1 = clock()
             st.n = 3
         else:
-            end = clock()
-            st.flush()
-            st.log.append((s.BACKWARD_END, end, None))
+            st.event(s.BACKWARD_END, clock(), None)
         return result
 
     return backward

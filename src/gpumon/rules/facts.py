@@ -52,7 +52,7 @@ def _of_cause(cause: Cause, evidence: Evidence) -> Iterator[Fact]:
     if cause.name == "memory_pressure":
         refaulted = share(machine.refaulted_bytes, machine.read_bytes)
         yield Fact("gpumon.memory.refaults", refaulted, "1", limit.REFAULTS, "share of bytes read")
-        yield Fact("gpumon.memory.limit.hits", machine.memory_limit_hits, "{event}")
+        yield Fact("gpumon.memory.limit_hits", machine.memory_limit_hits, "{event}")
         if machine.memory_limit_bytes is not None:
             yield Fact("gpumon.memory.limit", machine.memory_limit_bytes, "By")
     elif cause.name == "cpu_limit":

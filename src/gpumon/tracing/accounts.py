@@ -47,6 +47,8 @@ TakenFetch = tuple[int, int, int, int, int]
 class _Tracer(Protocol):
     @property
     def waiting(self) -> bool: ...
+    @property
+    def inline_fetches(self) -> tuple[int, int]: ...
 
 
 @dataclass(slots=True)
@@ -245,7 +247,7 @@ class FetchAccounts:
             self._records.popitem(last=False)
 
     def _read_inline(self, now: int) -> None:
-        fetches, count, wall_ns = self.inline.take()
+        fetches, count, wall_ns = self.inline.take(*self.tracer.inline_fetches)
         source = self._sources[self._pid]
         if fetches and not source.fetches:
             source.since_ns = now

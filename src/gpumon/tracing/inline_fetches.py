@@ -18,16 +18,14 @@ _BACKLOG = 20_000  # accounts kept while nobody takes them
 class InlineFetches:
     """Takes full accounts of fetches in one thread: of all of them, or of one after each `take`.
 
-    In the training thread, `begin` and `end` are called around a fetch while `armed`; around another one only its
-    count and its time are added to `count` and `wall_ns`. `take` is called by one other thread. With several
-    training threads only the one that came first is watched, until it ends.
+    `begin` and `end` are called in the training thread around a fetch while `armed`, `take` by one other thread. With
+    several training threads only the one that came first is watched, until it ends.
     """
 
     def __init__(self) -> None:
         self.begin_ns = 0  # of the fetch in progress; 0: none, or none that is accounted
         self.thread = 0  # native id of the thread that is watched; 0: none yet
         self.armed = True
-        self.count = self.wall_ns = 0
         self._ident = 0
         self._clock: ThreadClock | None = None
         self._all = False
@@ -59,18 +57,20 @@ class InlineFetches:
         runnable = clock.runnable_ns() - self._runnable
         read = clock.read_bytes() - self._read
         if got:
-            self.count += 1
-            self.wall_ns += end - begin
             self._accounts.append(Fetch(begin, end, cpu, runnable, read, -1, 0))
         self.armed = self._all
 
-    def take(self) -> tuple[list[Fetch], int, int]:
-        """Since the last call: the accounts taken, the number of all fetches, and their wall time [ns]."""
+    def take(self, count: int, wall_ns: int) -> tuple[list[Fetch], int, int]:
+        """Since the last call: the accounts taken, the number of all fetches, and their wall time [ns].
+
+        *count* and *wall_ns* are those of all fetches so far.
+        """
         accounts = []
         while self._accounts:
             accounts.append(self._accounts.popleft())
-        before, self._taken = self._taken, (self.count, self.wall_ns)
-        count, wall = self._taken[0] - before[0], self._taken[1] - before[1]
+        before, self._taken = self._taken, (count, wall_ns)
+        count -= before[0]
+        wall = wall_ns - before[1]
         if count:
             self._all = wall >= FULL_NS * count
         self.armed = True

@@ -1,16 +1,19 @@
 """The boundary rules: from a training thread's events to steps.
 
 A step is one optimizer update. It tiles time: from its first training fetch (else from the end of what was
-before it) to the first fetch, or the first new iterator, after its last update.
+before it) to the first fetch, or the first new iterator, after its last update. What a fetch was for shows
+only later, so fetches are pending until a backward or an update comes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from gpumon.tracing import stamps as s
+from gpumon.tracing.closing import Closer
+from gpumon.tracing.deciding import Decider
+from gpumon.tracing.open_step import Fetch, Iteration, Open, Pending, Update
 from gpumon.tracing.records import Step, Totals
 
 ASSUME_AFTER, ASSUME_AT_END = 64, 8
@@ -19,568 +22,461 @@ ASSUME_AFTER, ASSUME_AT_END = 64, 8
 Before that they may be the micro-batches of the first step.
 """
 BACKGROUND_AFTER = 32  # undecided fetches of a thread that trains nothing, while another one trains
-
-
-@dataclass(slots=True)
-class Iterator:
-    """One iteration over a loader; numbered, for `id()` is reused."""
-
-    number: int
-    loader: int
-    made: tuple[int, int] | None = None  # begin and end of `__iter__`
-    fetches: int = 0
-    fed: bool = False  # a step used a batch of it
-    counted: bool = False  # as an epoch
-    made_before: int = 0  # number of steps closed when it was made
-
-
-@dataclass(slots=True)
-class Fetch:
-    begin: int
-    end: int
-    it: int
-    samples: int
-    first: bool
-    key: tuple[int, int, int] | None = None
-
-
-@dataclass(slots=True)
-class Pending:
-    fetches: list[Fetch] = field(default_factory=list)
-    stopped: bool = False
-
-
-@dataclass(slots=True)
-class Open:
-    """The step in progress."""
-
-    begin: int
-    fetches: list[Fetch] = field(default_factory=list)
-    spans: list[tuple[str, int, int]] = field(default_factory=list)
-    mark: int = 0  # end of the last fetch, backward or update: where "forward" begins
-    backwards: int = 0
-    updates: int = 0
-    since_update: int = 0  # backwards since the last update ended
-    has_closure: bool = False  # the last update ran backwards of its own
-    update_end: int = 0
-    opts: set[int] = field(default_factory=set)
-    tail: list[tuple[Any, ...]] = field(default_factory=list)  # events since the last update ended
-    failed: str | None = None
-    retried: bool = False
-    skipped: bool = False
+UNDECIDED = 1024  # fetches of one iteration; beyond, the older ones cannot be for a step
+STARTUP_GAP_NS = 50_000_000  # between a loader's `__iter__` and its first fetch, when both are one wait
+ITERATIONS = 4096
+UNKNOWN = "unknown"  # type of an exception that was caught out of our sight
 
 
 class Machine:
-    """Feeds on one thread's events in time order; `on_step` gets each closed step."""
+    """Feeds on one thread's events in time order; *on_step* gets each closed step."""
 
     def __init__(self, totals: Totals, on_step: Callable[[Step], None], trains_elsewhere: Callable[[], bool]) -> None:
         self.totals = totals
-        self._on_step = on_step
-        self._trains_elsewhere = trains_elsewhere
-        self.iterators: dict[int, Iterator] = {}
-        self.cur: Open | None = None
-        self.pend: dict[int, Pending] = {}
-        self.last_it = 0
-        self.bound = 0
-        self.previous: set[int] = set()  # loaders that fed the previous step
-        self.ever: set[int] = set()  # loaders that ever fed a step
-        self.newcomers: dict[int, int] = {}  # loader -> step at which it was taken for a newcomer
-        self.steps = 0
-        self.epoch = 0
+        self.iterations: dict[int, Iteration] = {}
         self.trains = False  # had a backward or an update
-        self.backward_ever = self.update_ever = False
-        self.assumes = False
-        self.rounds: list[Open] = []
-        self.open_updates: list[tuple[int, int]] = []
-        self.inner_end = 0
-        self.scaler: int | None = None
-        self.scaler_updates = 0
-        self.backward_begin: int | None = None
-        self.phases: list[tuple[str, int, int]] = []
-        self.evaluating: Fetch | None = None
-        self.manual: tuple[Open, str, int | None, bool] | None = None  # a step that the training marks itself
-        self.manual_mark = 0
-
-    @property
-    def is_clean(self) -> bool:
-        """Nothing is undecided: a row of a regular step may be summed as it is."""
-        return (
-            self.cur is None and not self.pend and self.evaluating is None and not self.open_updates
-            and not self.phases and self.scaler is None and not self.rounds and self.manual is None
-        )  # fmt: skip
+        self.decider = Decider(self.iterations)
+        self._closer = Closer(totals, on_step)
+        self._trains_elsewhere = trains_elsewhere
+        self._cur: Open | None = None
+        self._pend: dict[int, Pending] = {}
+        self._last: Fetch | None = None  # the fetch of which it is not known yet what follows it
+        self._last_it = 0
+        self._bound = 0  # end of the last closed thing
+        self._backward_ever = self._update_ever = self._assumes = False
+        self._rounds: list[Open] = []
+        self._updates: list[Update] = []  # open ones, the outermost first
+        self._suspect = 0  # begin of a fetch while an update was open: did that raise?
+        self._previous_event = s.FETCH
+        self._backward_begin = 0
+        self._manual: tuple[str, int | None, bool] | None = None  # the training marks this step itself
+        self._idle_ns = self._idle_from = 0  # time between events
 
     def feed(self, event: tuple[Any, ...]) -> None:
-        if self.manual is not None and event[0] < s.PHASE:
-            self._manual_event(*event)
-            return
         if len(event) == s.ROW:
-            f0, f1, b0, b1, o0, o1, it, samples, _end = event
-            self.fetch(f0, f1, None, it, True, samples)
-            self.backward(b0)
-            self.backward_end(b1, None)
-            self.update(o0, -1)
-            self.update_end(o1, -1)
+            f0, f1, b0, b1, o0, o1, it, samples, _ = event
+            for part in (
+                (s.FETCH, f0, f1, None, it, True, samples),
+                (s.BACKWARD, b0),
+                (s.BACKWARD_END, b1, None),
+                (s.UPDATE, o0, 0),
+                (s.UPDATE_END, o1, 0),
+            ):
+                self.feed(part)
             return
-        self._handlers[event[0]](self, *event[1:])
+        kind = event[0]
+        if kind != s.PHASE:
+            self._follow(event[1])
+        self._handlers[kind](self, *event[1:])
+        if kind not in (s.ITERATOR, s.FETCH, s.PHASE):
+            self._previous_event = kind
+
+    @property
+    def epoch(self) -> int:
+        """Of training, 1-based; 0 before the first."""
+        return self._closer.epoch
+
+    # -- regular steps ------------------------------------------------------------------------------
+
+    def accepts(self, begin: int, it: int) -> bool:
+        """Whether the regular step that *begin*s now may be summed as it is; closes what it ends."""
+        known = self.iterations.get(it)
+        if known is None or not known.fed or self._pend or self._updates or self._rounds or self._manual:
+            return False
+        cur = self._cur
+        if cur is not None:
+            if not cur.updates and cur.failed is None:
+                return False
+            self._close(begin)
+        self._follow(begin)
+        return self._closer.has_no_phases(begin)
+
+    def sum(self, its: tuple[int, ...], end: int) -> None:
+        """Regular steps were summed, with a batch of each of *its*."""
+        self.trains = self._backward_ever = self._update_ever = True
+        self._assumes = False
+        self._bound = self._idle_from = end
+        self.decider.fed({self.iterations[its[-1]].loader}, len(its))
 
     # -- events -------------------------------------------------------------------------------------
 
-    def iterator(self, begin: int, end: int, number: int, loader: int) -> None:
-        self._end_evaluation(begin)
-        self._close_at_fetch(begin)
-        for other, pending in list(self.pend.items()):
-            known = self.iterators.get(other)
-            if known is not None and known.loader == loader:
-                if pending.stopped:
-                    self._evaluate(pending)
-                del self.pend[other]
-            elif pending.stopped:
-                self._evaluate(pending)
-                del self.pend[other]
-        self.iterators[number] = Iterator(number, loader, (begin, end), made_before=self.steps)
-        if len(self.iterators) > 4096:
-            self.iterators = dict(list(self.iterators.items())[-1024:])
+    def _iterator(self, begin: int, end: int, number: int, loader: int) -> None:
+        self._boundary(begin)
+        for it, pending in list(self._pend.items()):
+            if pending.stopped:
+                self._evaluate(self._pend.pop(it).fetches)
+            elif self.decider.loader(it) == loader:
+                del self._pend[it]  # left by `break`
+        self.iterations[number] = Iteration(number, loader, (begin, end), self._idle_ns, self.decider.steps)
+        if len(self.iterations) > ITERATIONS:
+            for old in list(self.iterations)[: ITERATIONS // 2]:
+                del self.iterations[old]
+        self._idle_from = end
 
-    def fetch(self, begin: int, end: int, outcome: str | None, it: int, grad: bool, samples: int) -> None:
-        self._end_evaluation(begin)
-        if not self.open_updates or not self._closure_runs():
-            self._close_at_fetch(begin)
-        for other in [key for key, pending in self.pend.items() if pending.stopped and key != it]:
-            self._evaluate(self.pend.pop(other))
-        known = self.iterators.setdefault(it, Iterator(it, -it))
-        made, known_first = known.made, known.fetches == 0
+    def _fetch(self, begin: int, end: int, outcome: str | None, it: int, grad: bool, samples: int) -> None:
+        self._idle_from = end
+        if not self._manual:
+            self._boundary(begin)
+        for other in [key for key, pending in self._pend.items() if pending.stopped and key != it]:
+            self._evaluate(self._pend.pop(other).fetches)
+        known = self.iterations.setdefault(it, Iteration(it, -it, fetches=1))
+        fetch = Fetch(begin, end, it, samples, known.fetches == 0, grad, self._startup(known))
         if outcome == "stop":
-            self._stop(it, known, end)
+            if it in self._pend:
+                self._pend[it].stopped = True
+            if self._cur is None:
+                self._bound = max(self._bound, end)
             return
-        if made is not None and known_first:
-            if begin - made[1] < 1_000_000:
-                begin = made[0]  # the workers' start is part of the wait for the first batch
-            else:
-                self.totals.loader_startup_ns += made[1] - made[0]
-        known.made = None
         known.fetches += 1
+        self._last = fetch
         if outcome is not None:
-            self._fail_fetch(begin, end, outcome)
-            return
-        fetch = Fetch(begin, end, it, samples, known_first)
-        if not grad and not self.open_updates:
-            self._evaluate_one(fetch)
-            return
-        self.last_it = it
-        self.pend.setdefault(it, Pending()).fetches.append(fetch)
-        if not self.trains and len(self.pend[it].fetches) >= BACKGROUND_AFTER and self._trains_elsewhere():
-            self._fetched_for_others()
-
-    def backward(self, begin: int) -> None:
-        self._end_evaluation(begin)
-        self.trains = self.backward_ever = True
-        self.backward_begin = begin
-        cur = self._current(begin)
-        if cur.updates and not self.open_updates:
-            cur.tail.append((s.BACKWARD, begin))
-        mark = max(cur.mark, self.open_updates[-1][0] if self.open_updates else 0)
-        if begin > mark:
-            cur.spans.append(("forward", mark, begin))
-        cur.mark = begin
-
-    def backward_end(self, end: int, error: str | None) -> None:
-        cur, begin = self.cur, self.backward_begin
-        self.backward_begin = None
-        if cur is None or begin is None:
-            return
-        if cur.updates and not self.open_updates:
-            cur.tail.append((s.BACKWARD_END, end, error))
-        cur.spans.append(("backward", begin, end))
-        cur.mark = end
-        if error is not None:
-            cur.failed = error
-            return
-        if cur.failed is not None:
-            cur.failed, cur.retried = None, True
-        cur.backwards += 1
-        cur.since_update += 1
-
-    def update(self, begin: int, opt: int) -> None:
-        self._end_evaluation(begin)
-        self.trains = self.update_ever = True
-        cur = self._current(begin)
-        self._join_rounds(cur)
-        again = opt in cur.opts or (opt == -1 and bool(cur.opts))
-        if not self.open_updates and cur.updates and again and not self.pend:
-            if cur.since_update or cur.has_closure or not self.backward_ever:
-                cur = self._split(cur)
-        cur.opts.add(opt)
-        if not self.open_updates:
-            cur.mark = max(cur.mark, begin)
-        self.open_updates.append((begin, opt))
-
-    def update_end(self, end: int, opt: int) -> None:
-        while self.open_updates:
-            begin, opened = self.open_updates.pop()
-            if opened == opt or opt == -1:
-                break
+            self._fail(fetch, outcome)
+        elif self._manual and (grad or self._manual[0] != "train"):
+            if self._cur is not None:
+                self._take([fetch])
+        elif not grad and not self._updates:
+            if self._manual:
+                self._boundary(begin)
+            fetch.evaluates = True
         else:
+            self._last_it = it
+            pending = self._pend.setdefault(it, Pending())
+            pending.fetches.append(fetch)
+            if not self.trains and len(pending.fetches) >= BACKGROUND_AFTER and self._trains_elsewhere():
+                self._fetched_for_others()
+            elif len(pending.fetches) > UNDECIDED:
+                self._evaluate(pending.fetches[: UNDECIDED // 2])
+                del pending.fetches[: UNDECIDED // 2]
+
+    def _backward(self, begin: int) -> None:
+        self.trains = self._backward_ever = True
+        if self._suspect:
+            if self._updates and self._updates[0].has_backward:
+                self._update_raised()
+            self._suspect = 0
+        self._backward_begin = begin
+        cur = self._current(begin)
+        if cur is not None:
+            cur.add("forward", cur.mark, begin)
+            cur.mark = begin
+            cur.begins += 1
+            cur.since_update += 1
+
+    def _backward_end(self, end: int, error: str | None) -> None:
+        begin, self._backward_begin = self._backward_begin, 0
+        cur = self._cur
+        if cur is None or not begin:
             return
-        self.inner_end = end
-        if not self.open_updates:
-            self._updated(begin, end)
+        cur.add("backward", begin, end)
+        cur.mark = end
+        cur.failed = error  # a good one makes up for one that raised
+        cur.backwards += error is None
 
-    def scaler_begin(self, begin: int) -> None:
-        self._end_evaluation(begin)
-        self.update_ever = True  # or one that is skipped, which is as good for telling where steps end
-        if self.cur is not None:
-            self._join_rounds(self.cur)
-        self.scaler, self.scaler_updates = begin, self.cur.updates if self.cur else 0
+    def _update(self, begin: int, opt: int) -> None:
+        self._open_update(begin, opt, by_scaler=False)
 
-    def scaler_end(self, end: int) -> None:
-        begin, self.scaler = self.scaler, None
-        cur = self.cur
-        if begin is None or cur is None:
+    def _update_end(self, end: int, opt: int) -> None:
+        if not any(update.opt == opt and not update.by_scaler for update in self._updates):
             return
-        if cur.updates == self.scaler_updates:
-            cur.skipped = True
-            cur.spans.append(("optimizer", begin, end))
-            cur.updates += 1
-            cur.since_update = 0
-            cur.update_end = cur.mark = end
-            cur.tail = []
+        self._suspect = 0
+        while (update := self._updates.pop()).opt != opt or update.by_scaler:
+            pass
+        cur = self._cur
+        if cur is not None:
+            cur.real_updates += 1
+            cur.add("optimizer", update.begin, end)
+            if not self._updates:
+                cur.updated(end)
 
-    def uncaught(self, at: int, kind: str) -> None:
-        if self.cur is None and any(pending.fetches for pending in self.pend.values()):
-            self._current(at)
-        if self.cur is not None and not (self.cur.updates and not self.cur.tail and not self.open_updates and not self.pend):
-            self.cur.failed = kind
-            self.open_updates.clear()
+    def _scaler(self, begin: int, opt: int) -> None:
+        self._open_update(begin, opt, by_scaler=True)
+
+    def _scaler_end(self, end: int, opt: int, error: str | None) -> None:
+        if not any(update.by_scaler for update in self._updates):
+            return
+        self._suspect = 0
+        while not (update := self._updates.pop()).by_scaler:
+            pass
+        cur = self._cur
+        if cur is not None:
+            cur.add("optimizer", update.begin, end)
+            cur.failed = error or cur.failed
+            if not self._updates and error is None:
+                cur.updated(end)  # or skipped, which is as good for telling where steps end
+
+    def _uncaught(self, at: int, kind: str) -> None:
+        cur = self._cur
+        if cur is None and not any(pending.fetches for pending in self._pend.values()):
+            return
+        if cur is not None and cur.updates and not self._updates and not cur.since_update:
+            return  # that step was done
+        self._suspect = 0
+        self._updates.clear()
+        if (cur := self._current(at)) is not None:
+            cur.failed = kind
             self._close(at)
 
-    def phase(self, name: str, begin: int, end: int) -> None:
-        self.phases.append((name, begin, end))
+    def _phase(self, name: str, begin: int, end: int) -> None:
+        self._closer.phase(name, begin, end)
 
-    def begin_step(self, at: int, stage: str, epoch: int | None, first: bool) -> None:
-        self._end_evaluation(at)
-        self._close_at_fetch(at)
-        self.trains = self.trains or stage == "train"
-        self.manual = (Open(at), stage, epoch, first)
-
-    def end_step(self, at: int, failed: str | None, samples: int) -> None:
-        if self.manual is None:
-            return
-        (cur, stage, epoch, first), self.manual = self.manual, None
-        phases, self.phases = self.phases, []
-        spans = tile(cur.begin, at, cur.spans, phases)
-        totals = self.totals.stage(stage)
+    def _begin_step(self, at: int, got: int, stage: str, epoch: int | None, first: bool, it: int) -> None:
+        self._end_step(at, None, 0)  # the loop around this one
+        self._suspect = 0
+        self._updates.clear()
+        self._boundary(at)
+        self._join_rounds()
+        self._cur, fetches = None, []
+        if not got:
+            fetches = self._decide()
+        self._pend.clear()
+        cur = self._cur = Open(min([at, *(fetch.from_ for fetch in fetches)]))
+        cur.mark = cur.cursor = cur.begin
+        self._take(fetches)
+        if got:
+            cur.add("data.wait", at, got)
+            cur.mark = got
+        if it in self.iterations:
+            self.decider.previous = {self.iterations[it].loader}
+        self._manual = (stage, epoch, first)
+        if stage == "train":
+            self.trains = self._update_ever = True
         if first:
-            totals.epochs += 1
-            self.epoch += stage == "train"
-        self.bound = at
-        self.open_updates.clear()
-        self._on_step(
-            Step(
-                number=totals.steps + 1, stage=stage, epoch=self.epoch if epoch is None else epoch,
-                begin_ns=cur.begin, end_ns=at, spans=spans, phase_ns=sums(cur.begin, at, spans), samples=samples,
-                first_of_epoch=first, failed=failed,
-            )  # fmt: skip
-        )
+            self._closer.begin_epoch(stage)
 
-    def _manual_event(self, kind: int, at: int, *rest: Any) -> None:
-        """A patched call within a step that the training marks itself: a part of that step."""
-        assert self.manual is not None
-        spans = self.manual[0].spans
-        if kind in (s.BACKWARD, s.UPDATE):
-            self.open_updates.append((at, kind))
-        elif kind in (s.BACKWARD_END, s.UPDATE_END) and self.open_updates:
-            begin, _ = self.open_updates.pop()
-            spans.append(("backward" if kind == s.BACKWARD_END else "optimizer", begin, at))
+    def _end_step(self, at: int, failed: str | None, samples: int) -> None:
+        manual, cur = self._manual, self._cur
+        if manual is None:
+            return
+        if cur is not None:
+            cur.failed = failed or cur.failed
+            self._close(at, samples=samples)
+        self._manual = None
+        self._updates.clear()
 
-    _handlers: dict[int, Callable[..., None]] = {
-        s.ITERATOR: iterator,
-        s.FETCH: fetch,
-        s.BACKWARD: backward,
-        s.BACKWARD_END: backward_end,
-        s.UPDATE: update,
-        s.UPDATE_END: update_end,
-        s.SCALER: scaler_begin,
-        s.SCALER_END: scaler_end,
-        s.UNCAUGHT: uncaught,
-        s.PHASE: phase,
-        s.BEGIN: begin_step,
-        s.END: end_step,
+    _handlers: ClassVar[dict[int, Callable[..., None]]] = {
+        s.ITERATOR: _iterator,
+        s.FETCH: _fetch,
+        s.BACKWARD: _backward,
+        s.BACKWARD_END: _backward_end,
+        s.UPDATE: _update,
+        s.UPDATE_END: _update_end,
+        s.SCALER: _scaler,
+        s.SCALER_END: _scaler_end,
+        s.UNCAUGHT: _uncaught,
+        s.PHASE: _phase,
+        s.BEGIN: _begin_step,
+        s.END: _end_step,
     }
 
     def finish(self, at: int) -> None:
         """The end of the training, or of our watching it: a step ends at its last update."""
-        self._end_evaluation(at)
-        if self.cur is not None and self.cur.updates:
-            self._close(self.cur.update_end)
-        elif self.cur is not None and self.cur.failed:
-            self._close(self.cur.mark)
-        elif self.cur is not None and self.cur.backwards and not self.update_ever:
-            self.cur.update_end = self.cur.mark
-            self.rounds.append(self.cur)
-        self.cur = None
-        if len(self.rounds) >= ASSUME_AT_END:
+        self._follow(at)
+        cur = self._cur
+        if self._manual:
+            self._end_step(at, None, 0)
+        elif cur is not None and self._updates and self._previous_event == s.UPDATE_END:
+            self._updated_at_last()
+            self._close(cur.update_end)
+        elif cur is not None and cur.updates:
+            self._close(cur.update_end)
+        elif cur is not None and cur.failed:
+            self._close(cur.mark)
+        elif cur is not None and cur.backwards and not self._update_ever:
+            cur.update_end = cur.mark
+            self._rounds.append(cur)
+        self._cur = None
+        if len(self._rounds) >= ASSUME_AT_END or self._assumes:
             self._take_rounds()
         if not self.trains and self._trains_elsewhere():
             self._fetched_for_others()
-        for pending in self.pend.values():
-            if pending.stopped or not self.trains:
-                self._evaluate(pending)
-        self.pend.clear()
+        for it, pending in self._pend.items():
+            if pending.stopped or self.decider.loader(it) not in self.decider.ever:
+                self._evaluate(pending.fetches)
+        self._pend.clear()
+        self._updates.clear()
 
-    def _fetched_for_others(self) -> None:
-        """A thread that trains nothing fetched for one that does: no evaluation, and nobody's wait."""
-        self.totals.background_fetches += sum(len(pending.fetches) for pending in self.pend.values())
-        self.pend.clear()
+    # -- boundaries ---------------------------------------------------------------------------------
 
-    # -- rules --------------------------------------------------------------------------------------
+    def _follow(self, at: int) -> None:
+        """Something begins: what came before it ends here."""
+        if self._idle_from:
+            self._idle_ns += max(0, at - self._idle_from)
+        self._idle_from = at
+        fetch, self._last = self._last, None
+        if fetch is not None:
+            fetch.until = at
+            if fetch.evaluates:
+                self._evaluate([fetch])
 
-    def _closure_runs(self) -> bool:
-        return bool(self.open_updates) and self.inner_end < self.open_updates[0][0] and self.backward_begin is not None
-
-    def _current(self, at: int) -> Open:
-        cur = self.cur
-        if cur is None:
-            fetches = self._decide()
-            begin = min((fetch.begin for fetch in fetches), default=self.bound or at)
-            cur = self.cur = Open(begin, fetches, mark=begin)
-            for fetch in fetches:
-                cur.spans.append(("data.wait", fetch.begin, fetch.end))
-                cur.mark = max(cur.mark, fetch.end)
-        elif self.pend and not self.open_updates:
-            for fetch in self._decide():
-                cur.fetches.append(fetch)
-                cur.spans.append(("data.wait", fetch.begin, fetch.end))
-                cur.mark = max(cur.mark, fetch.end)
-        return cur
-
-    def _decide(self) -> list[Fetch]:
-        """Which undecided fetches were training (returned); the others were evaluation, or are dropped."""
-        if not self.pend:
-            return []
-        last = self.last_it
-        if last not in self.pend or (self.pend[last].stopped and any(not item.stopped for item in self.pend.values())):
-            last = max(
-                (key for key, item in self.pend.items() if not item.stopped or not item.fetches),
-                key=lambda key: self.pend[key].fetches[-1].end if self.pend[key].fetches else 0,
-                default=last,
-            )
-        training: list[Fetch] = []
-        count_last = len(self.pend[last].fetches) if last in self.pend else 0
-        loader_last = self._loader(last)
-        for it, pending in self.pend.items():
-            loader = self._loader(it)
-            if it == last:
-                verdict = "train"
-            elif pending.stopped and loader not in self.previous:
-                verdict = "evaluation"
-            elif len(pending.fetches) > 4 * max(1, count_last):
-                verdict = "evaluation"
-            elif loader_last in self.previous and loader not in self.ever:
-                verdict = "train" if self.newcomers.get(loader) == self.steps else "evaluation"
-                self.newcomers[loader] = self.steps + 1
-            elif self.previous and loader_last not in self.previous and self._made_before(it) < self.steps:
-                verdict = "drop"
-            else:
-                verdict = "train"
-            if verdict == "train":
-                training += pending.fetches
-            elif verdict == "evaluation":
-                self._evaluate(pending)
-        self.pend.clear()
-        training.sort(key=lambda fetch: fetch.begin)
-        for fetch in training:
-            self._feeds(fetch)
-        return training
-
-    def _feeds(self, fetch: Fetch) -> None:
-        known = self.iterators.get(fetch.it)
-        if known is not None and not known.fed:
-            known.fed = True
-            if not known.counted:
-                known.counted = True
-                self.epoch += 1
-                self.totals.stage("train").epochs += 1
-
-    def _loader(self, it: int) -> int:
-        known = self.iterators.get(it)
-        return known.loader if known else -it
-
-    def _made_before(self, it: int) -> int:
-        known = self.iterators.get(it)
-        return known.made_before if known else 0
-
-    def _stop(self, it: int, known: Iterator, end: int) -> None:
-        if it in self.pend:
-            self.pend[it].stopped = True
-        if self.cur is None:
-            self.bound = max(self.bound, end)
-
-    def _fail_fetch(self, begin: int, end: int, kind: str) -> None:
-        cur = self.cur
-        if cur is None:
-            cur = self.cur = Open(begin, mark=end)
-        cur.spans.append(("data.wait", begin, end))
-        cur.failed = kind
-        self._close(end)
-
-    def _close_at_fetch(self, at: int) -> None:
-        cur = self.cur
+    def _boundary(self, at: int) -> None:
+        """A fetch or a new iterator: closes the step whose update is done."""
+        cur = self._cur
+        if self._updates:
+            if self._previous_event != s.UPDATE_END:  # it raised, or this is a fetch of its closure
+                self._suspect = self._suspect or at
+                return
+            self._updated_at_last()
         if cur is None:
             return
-        if self.open_updates:
-            if self.inner_end >= self.open_updates[0][0]:  # raised once, then repeated with success
-                begin = self.open_updates[0][0]
-                self.open_updates.clear()
-                self._updated(begin, self.inner_end)
-            else:
-                self.open_updates.clear()
-                cur.failed = cur.failed or "unknown"
         if cur.updates or cur.failed:
             self._close(at)
-        elif cur.backwards and not self.update_ever:
-            if self.assumes:
+        elif cur.backwards and not self._update_ever and not self._manual:
+            # Updates cannot be seen (compiled, or of the user's own making), or this is accumulation.
+            if self._assumes:
                 self._close(at, assumed=True)
-            else:
-                self._assume(at)
+                return
+            cur.update_end = self._bound = at
+            self._rounds.append(cur)
+            self._cur = None
+            if len(self._rounds) >= ASSUME_AFTER:
+                self._assumes = True
+                self._take_rounds()
 
-    def _assume(self, at: int) -> None:
-        """Updates cannot be seen (compiled, or of the user's own making): after some rounds, rounds are steps."""
-        assert self.cur is not None
-        self.cur.update_end = at
-        self.rounds.append(self.cur)
-        self.cur = None
-        self.bound = at
-        if len(self.rounds) >= ASSUME_AFTER:
-            self.assumes = True
-            self._take_rounds()
+    def _current(self, at: int) -> Open | None:
+        """The step in progress; begun now where there is none."""
+        cur = self._cur
+        if self._manual:
+            return cur
+        if cur is None:
+            fetches = self._decide()
+            begin = min((fetch.from_ for fetch in fetches), default=self._bound or at)
+            cur = self._cur = Open(begin, mark=begin, cursor=begin)
+            self._take(fetches)
+        elif self._pend:
+            self._take(self._decide())
+        return cur
 
-    def _join_rounds(self, cur: Open) -> None:
-        """An update after all: the rounds before it were the micro-batches of the first step."""
-        rounds, self.rounds = self.rounds, []
-        for earlier in reversed(rounds):
-            cur.begin = earlier.begin
-            cur.fetches[:0] = earlier.fetches
-            cur.spans[:0] = earlier.spans
-
-    def _take_rounds(self) -> None:
-        rounds, self.rounds = self.rounds, []
-        for cur in rounds:
-            self.cur = cur
-            self._close(cur.update_end, assumed=True)
-
-    def _updated(self, begin: int, end: int) -> None:
-        cur = self.cur
+    def _open_update(self, begin: int, opt: int, *, by_scaler: bool) -> None:
+        self.trains = self._update_ever = True
+        self._assumes = False
+        if self._suspect and not (self._updates and self._updates[-1].by_scaler):
+            self._update_raised()
+        self._suspect = 0
+        cur = self._current(begin)
         if cur is None:
             return
-        inside = [span for span in cur.spans if span[1] >= begin]
-        if self.scaler is not None:
-            begin = min(begin, self.scaler)
-        at = begin
-        for _, from_, to in inside:
-            if from_ > at:
-                cur.spans.append(("optimizer", at, from_))
-            at = max(at, to)
-        if end > at:
-            cur.spans.append(("optimizer", at, end))
-        cur.updates += 1
-        cur.since_update = 0
-        cur.has_closure = any(span[0] == "backward" for span in inside)
-        cur.update_end = cur.mark = end
-        cur.tail = []
+        self._join_rounds()
+        last = self._updates[-1] if self._updates else None
+        if last and last.opt == opt and last.has_backward and cur.begins > last.begins and not last.by_scaler:
+            self._updates.clear()  # raised, and tried again after another backward
+        if self._backward_begin:
+            cur.add("backward", self._backward_begin, begin)
+        if not self._updates:
+            again = opt in cur.opts and (cur.begins > cur.opts[opt] or not self._backward_ever)
+            if cur.updates and again and not self._manual:
+                cur = self._split(cur)
+            cur.mark = max(cur.mark, begin)
+        has_backward = cur.since_update > 0 and not self._backward_begin
+        self._updates.append(Update(begin, opt, by_scaler, cur.begins, has_backward))
+        cur.opts[opt] = cur.begins
+
+    def _updated_at_last(self) -> None:
+        """An update raised and was repeated with success."""
+        self._updates.clear()
+        if self._cur is not None:
+            self._cur.updated(self._cur.cursor)
+
+    def _update_raised(self) -> None:
+        """An update has no end, and a fetch and then training followed: it raised, and the step ended there."""
+        at, self._suspect = self._suspect, 0
+        self._updates.clear()
+        if self._cur is not None and not self._manual:
+            self._cur.failed = self._cur.failed or UNKNOWN
+            self._close(at)
+        for pending in self._pend.values():
+            self._evaluate([fetch for fetch in pending.fetches if not fetch.grad])
+            pending.fetches = [fetch for fetch in pending.fetches if fetch.grad]
 
     def _split(self, cur: Open) -> Open:
         """The same optimizer again, after a backward and no fetch: the next step began after its last update."""
-        tail, end = cur.tail, cur.update_end
-        cur.spans = [span for span in cur.spans if span[2] <= end]
+        end, parts, begins, mark = cur.update_end, cur.parts[cur.parts_at_update :], cur.since_update, cur.mark
+        del cur.parts[cur.parts_at_update :]
         self._close(end)
-        new = self.cur = Open(end, mark=end)
-        for event in tail:
-            (self.backward if event[0] == s.BACKWARD else self.backward_end)(*event[1:])
-        return new
+        self._cur = Open(end, mark=mark, cursor=cur.cursor, parts=parts, begins=begins, since_update=begins)
+        return self._cur
 
-    def _close(self, end: int, *, assumed: bool = False) -> None:
-        cur, self.cur = self.cur, None
-        assert cur is not None
-        self.bound = end
-        self.inner_end = 0
-        stage = self.totals.stage("train")
-        phases = [item for item in self.phases if item[2] > cur.begin and item[1] < end]
-        self.phases = [item for item in self.phases if item[1] >= end]
-        spans = tile(cur.begin, end, cur.spans, phases)
-        phase_ns = sums(cur.begin, end, spans)
-        loaders = {self._loader(fetch.it) for fetch in cur.fetches}
-        self.previous = loaders or self.previous
-        self.ever |= loaders
-        first = any(fetch.first for fetch in cur.fetches)
-        step = Step(
-            number=stage.steps + 1,
-            stage="train",
-            epoch=self.epoch,
-            begin_ns=cur.begin,
-            end_ns=end,
-            spans=spans,
-            phase_ns=phase_ns,
-            samples=sum(fetch.samples for fetch in cur.fetches),
-            first_of_epoch=first,
-            failed=cur.failed,
-            skipped=cur.skipped,
-            assumed=assumed,
-        )
-        self.steps += 1
-        self._on_step(step)
+    def _join_rounds(self) -> None:
+        """An update after all: the rounds before it were the micro-batches of the first step."""
+        rounds, self._rounds = self._rounds, []
+        cur = self._cur
+        if cur is not None and rounds:
+            cur.begin = rounds[0].begin
+            cur.fetches[:0] = [fetch for earlier in rounds for fetch in earlier.fetches]
+            cur.parts[:0] = [part for earlier in rounds for part in earlier.parts]
 
-    def _evaluate(self, pending: Pending) -> None:
-        for fetch in pending.fetches:
-            self._evaluate_one(fetch, ended=True)
+    def _take_rounds(self) -> None:
+        rounds, self._rounds = self._rounds, []
+        for self._cur in rounds:
+            self._close(self._cur.update_end, assumed=True)
 
-    def _evaluate_one(self, fetch: Fetch, *, ended: bool = False) -> None:
-        self.evaluating = fetch
-        if ended:
-            self._end_evaluation(fetch.end)
+    # -- fetches ------------------------------------------------------------------------------------
 
-    def _end_evaluation(self, at: int) -> None:
-        fetch, self.evaluating = self.evaluating, None
-        if fetch is None:
+    def _startup(self, known: Iteration) -> tuple[int, int] | None:
+        """The start of a loader's workers, where the first fetch followed; that is one wait."""
+        made, known.made = known.made, None
+        if made is None:
+            return None
+        if self._idle_ns - known.idle_ns < STARTUP_GAP_NS and known.after_step == self.decider.steps:
+            return made
+        self.totals.loader_startup_ns += made[1] - made[0]
+        return None
+
+    def _fail(self, fetch: Fetch, kind: str) -> None:
+        if self._manual:
+            if self._cur is not None:
+                self._cur.take([fetch])
+                self._cur.failed = kind
             return
-        at = max(at, fetch.end)
-        self.bound = at
-        self._on_step(
-            Step(
-                number=self.totals.stage("validation").steps + 1,
-                stage="validation",
-                epoch=self.epoch,
-                begin_ns=fetch.begin,
-                end_ns=at,
-                spans=[("data.wait", fetch.begin, fetch.end), ("forward", fetch.end, at)],
-                phase_ns={"data.wait": fetch.end - fetch.begin, "forward": at - fetch.end},
-                samples=fetch.samples,
-                first_of_epoch=fetch.first,
-            )
-        )
+        self._pend.pop(fetch.it, None)
+        stage = "train"
+        if self._cur is None:
+            self._cur = Open(fetch.from_, cursor=fetch.from_)
+            stage = "train" if fetch.grad else "validation"
+        self._cur.take([fetch])
+        self._cur.failed = kind
+        self._suspect = 0
+        self._updates.clear()
+        self._close(fetch.end, stage=stage)
 
+    def _take(self, fetches: list[Fetch]) -> None:
+        assert self._cur is not None
+        self._cur.take(fetches)
+        if self._manual and self._manual[0] != "train":
+            return
+        for fetch in fetches:
+            known = self.iterations.get(fetch.it)
+            if known is not None and not known.fed:
+                known.fed = True
+                self._closer.begin_epoch("train")
 
-def sums(begin: int, end: int, spans: list[tuple[str, int, int]]) -> dict[str, int]:
-    """Time per phase; what no span covers is "other", so that all of it adds up to the step."""
-    phase_ns: dict[str, int] = {}
-    for name, from_, to in spans:
-        phase_ns[name] = phase_ns.get(name, 0) + to - from_
-    phase_ns["other"] = phase_ns.get("other", 0) + (end - begin) - sum(phase_ns.values())
-    return phase_ns
+    def _decide(self) -> list[Fetch]:
+        """Which of the pending fetches were training (returned), now that a step uses them."""
+        if not self._pend:
+            return []
+        training, evaluation = self.decider.decide(self._pend, self._last_it, self._rounds)
+        self._pend.clear()
+        self._evaluate(evaluation)
+        return training
 
+    def _fetched_for_others(self) -> None:
+        """A thread that trains nothing fetched for one that does: no evaluation, and nobody's wait."""
+        self.totals.background_fetches += sum(len(pending.fetches) for pending in self._pend.values())
+        self._pend.clear()
 
-def tile(
-    begin: int, end: int, spans: list[tuple[str, int, int]], phases: list[tuple[str, int, int]]
-) -> list[tuple[str, int, int]]:
-    """Spans that do not overlap, within the step: the user's phases (inner ones come first), then the measured parts."""
-    result: list[tuple[str, int, int]] = []
-    for name, from_, to in [*phases, *sorted(spans, key=lambda span: (span[0] == "forward", span[1]))]:
-        pieces = [(max(from_, begin), min(to, end))]
-        for _, taken_from, taken_to in result:
-            pieces = [
-                piece
-                for low, high in pieces
-                for piece in ((low, min(high, taken_from)), (max(low, taken_to), high))
-                if piece[1] > piece[0]
-            ]
-        result += [(name, low, high) for low, high in pieces if high > low]
-    return sorted(result, key=lambda span: span[1])
+    # -- closing ------------------------------------------------------------------------------------
+
+    def _close(self, end: int, *, assumed: bool = False, stage: str = "train", samples: int = 0) -> None:
+        cur, self._cur = self._cur, None
+        assert cur is not None
+        epoch, begins_epoch = None, False
+        if self._manual:
+            stage, epoch, begins_epoch = self._manual
+            cur.real_updates = cur.updates
+        if stage == "train":
+            self.decider.fed({self.decider.loader(fetch.it) for fetch in cur.fetches}, 1)
+        self._closer.step(cur, end, stage, epoch=epoch, first=begins_epoch, samples=samples, assumed=assumed)
+        self._bound = end
+
+    def _evaluate(self, fetches: list[Fetch]) -> None:
+        for fetch in fetches:
+            self._bound = max(self._bound, self._closer.evaluation(fetch))

@@ -45,39 +45,40 @@ def steps(batches: Iterable[T], *, epoch: int | None = None, stage: str = "train
 
 def _steps(batches: Iterable[T], epoch: int | None, stage: str) -> Iterator[T]:
     st = _stamps()
-    if st is None or st.manual:
+    if st is None or stage in st.manual:
         yield from batches
         return
-    st.flush()
-    st.manual += 1
-    is_open = False
-    first = True
+    first, is_open, samples = True, False, 0
+    st.manual.append(stage)
     try:
         asked = clock()
-        iterator = iter(batches)
+        iterator: Iterator[T] | None = None
         while True:
+            outside, st.in_fetch, st.inner = st.in_fetch, s.ASKED, 0
             try:
+                if iterator is None:
+                    iterator = iter(batches)
                 batch = next(iterator)
             except StopIteration:
                 break
             except BaseException as error:
-                st.log.append((s.BEGIN, asked, stage, epoch, first))
-                st.log.append((s.PHASE, "data.wait", asked, clock()))
-                st.log.append((s.END, clock(), type(error).__name__, 0))
+                end = clock()
+                st.event(s.BEGIN, asked, end, stage, epoch, first, st.inner)
+                st.event(s.END, end, type(error).__name__, 0)
                 raise
-            st.log.append((s.BEGIN, asked, stage, epoch, first))
-            st.log.append((s.PHASE, "data.wait", asked, clock()))
-            is_open, first = True, False
-            samples = size_of(batch)
+            finally:
+                st.in_fetch = outside
+            st.event(s.BEGIN, asked, clock(), stage, epoch, first, st.inner)
+            is_open, first, samples = True, False, size_of(batch)
             yield batch
             asked = clock()
-            st.log.append((s.END, asked, None, samples))
+            st.event(s.END, asked, None, samples)
             is_open = False
     finally:
         # A `break`, or an exception in the loop's body, which a generator cannot tell apart.
         if is_open:
-            st.log.append((s.END, clock(), None, samples))
-        st.manual -= 1
+            st.event(s.END, clock(), None, samples)
+        _leave(st, stage)
 
 
 class step:
@@ -92,36 +93,38 @@ class step:
     def __init__(self, *, epoch: int | None = None, stage: str = "train", samples: int = 0) -> None:
         _check(stage)
         self._epoch, self._stage, self._samples = epoch, stage, samples
+        self._stamps: Stamps | None = None
 
     def __enter__(self) -> step:
-        st = self._stamps = _stamps()
-        if st is not None and st.manual:
-            st = self._stamps = None
-        if st is not None:
-            st.flush()
-            st.manual += 1
-            st.log.append((s.BEGIN, clock(), self._stage, self._epoch, False))
+        st = _stamps()
+        if st is not None and self._stage not in st.manual:
+            self._stamps = st
+            st.manual.append(self._stage)
+            st.event(s.BEGIN, clock(), 0, self._stage, self._epoch, False, 0)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        st = self._stamps
+        st, self._stamps = self._stamps, None
         if st is not None:
-            st.log.append((s.END, clock(), kind.__name__ if kind is not None else None, self._samples))
-            st.manual -= 1
+            st.event(s.END, clock(), kind.__name__ if kind is not None else None, self._samples)
+            _leave(st, self._stage)
 
 
 class phase:
     """A part of a step: transfer, forward, backward, optimizer, checkpoint, or a name of the user's.
 
-    Its time is taken out of what it lies in, so that the phases of a step still add up to it.
+    Its time is taken out of what it lies in, so that the phases of a step still add up to it; waits for data
+    within it stay waits.
     """
 
     __slots__ = ("_begin", "_name", "_stamps")
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self._stamps: Stamps | None = None
+        self._begin = 0
 
     def __enter__(self) -> phase:
         self._stamps = _stamps()
@@ -131,11 +134,14 @@ class phase:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        st = self._stamps
+        st, self._stamps = self._stamps, None
         if st is not None:
-            end = clock()
-            st.flush()
-            st.log.append((s.PHASE, self._name, self._begin, end))
+            st.event(s.PHASE, self._name, self._begin, clock())
+
+
+def _leave(st: Stamps, stage: str) -> None:
+    if stage in st.manual:
+        st.manual.remove(stage)
 
 
 def _check(stage: str) -> None:

@@ -11,28 +11,58 @@ from typing import Any
 
 # A row: (fetch begin, fetch end, backward begin, end, update begin, end, iterator, samples, end of the step)
 ROW = 9
-# Events are tuples that begin with one of these; times are perf_counter_ns.
-ITERATOR, FETCH, BACKWARD, BACKWARD_END, UPDATE, UPDATE_END, SCALER, SCALER_END, UNCAUGHT, PHASE, BEGIN, END = range(12)
+# Events are tuples of other lengths that begin with one of these; times are perf_counter_ns.
+(
+    ITERATOR,  # begin, end, iterator, loader
+    FETCH,  # begin, end, None | "stop" | type of the exception, iterator, is grad enabled, samples
+    BACKWARD,  # begin
+    BACKWARD_END,  # end, None | type of the exception
+    UPDATE,  # begin, optimizer
+    UPDATE_END,  # end, optimizer
+    SCALER,  # begin, optimizer
+    SCALER_END,  # end, optimizer, None | type of the exception
+    UNCAUGHT,  # at, type of the exception
+    PHASE,  # name, begin, end
+    BEGIN,  # at, end of the wait for its batch | 0, stage, epoch, is first of an iteration, iterator | 0
+    END,  # at, None | type of the exception, samples
+) = range(12)
+
+LOG_LIMIT = 1_000_000  # entries; nobody takes them any more
+
+OUTSIDE, FETCHING, ASKED = 0, 1, 2  # in no fetch; in one; `gpumon.steps` asked for a batch
 
 
 class Stamps:
     """One training thread's slots and its log."""
 
     __slots__ = (
-        "b0", "b1", "depth", "f0", "f1", "in_fetch", "it", "log", "n", "o0", "o1", "opt", "samples",
-        "thread", "waiting", "manual", "stack",
+        "b0", "b1", "f0", "f1", "in_backward", "in_fetch", "inner", "it", "log", "manual", "n", "o0", "o1",
+        "opt", "samples", "thread",
     )  # fmt: skip
 
     def __init__(self) -> None:
-        self.thread = threading.get_ident()
+        self.thread = threading.current_thread()
         self.log: list[tuple[Any, ...]] = []
         self.n = 0  # how far the regular step has come: 1 fetched, 2 and 3 backward, 4 and 5 update
-        self.depth = 0  # nested updates
-        self.in_fetch = False
-        self.manual = 0
-        self.stack: list[Any] = []
+        self.in_fetch = OUTSIDE
+        self.in_backward = False
+        self.inner = 0  # the iterator that gave the batch that `gpumon.steps` asked for
+        self.manual: list[str] = []  # stages of the steps that the training marks itself
         self.f0 = self.f1 = self.b0 = self.b1 = self.o0 = self.o1 = self.it = self.samples = 0
         self.opt = 0
+
+    def row(self, end: int) -> None:
+        """Log the regular step in the slots; *end* is the begin of what comes next."""
+        self.n = 0
+        self.log.append((self.f0, self.f1, self.b0, self.b1, self.o0, self.o1, self.it, self.samples, end))
+
+    def event(self, *event: Any) -> None:
+        """Log an event behind what the slots hold."""
+        if self.n:
+            self.flush()
+        self.log.append(event)
+        if len(self.log) > LOG_LIMIT:
+            del self.log[:]
 
     def flush(self) -> None:
         """What the slots hold, as events: the step did not stay regular."""

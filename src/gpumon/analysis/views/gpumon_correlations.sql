@@ -1,7 +1,7 @@
 -- Which device series moves with which phase of the step.
 -- Grain:   one row per (run_id, rank, phase, metric, device, part, role), at the lag where |r| is largest.
 -- Columns: r: Pearson, rho: Spearman [-1..1]; lag_windows: by how many windows the device is ahead (0, 1 or 2);
---          n: windows compared, at least 5. Series that never change are left out.
+--          n: windows compared, at least 5. What never changes has none.
 create or replace view gpumon_correlations as
 with
 numbered as (
@@ -61,7 +61,9 @@ correlated as (
         corr(x_first + (x_ties - 1) / 2.0, y_first + (y_ties - 1) / 2.0) as rho
     from placed
     group by run_id, rank, phase, metric, device, part, role, lag_windows
-    having count(*) >= 5 and min(x) < max(x) and min(y) < max(y)
+    having count(*) >= 5
+        and max(x) - min(x) > 1e-6 * greatest(abs(max(x)), abs(min(x)))
+        and max(y) - min(y) > 1e-6 * greatest(abs(max(y)), abs(min(y)))
 ),
 best as (
     select

@@ -8,5 +8,8 @@ create or replace function gpumon_run_id as (r, a) ->
     coalesce(nullIf(r['gpumon.run.id'], ''), nullIf(a['gpumon.run.id'], ''), '');
 create or replace function gpumon_rank as (r, a) ->
     toInt32(coalesce(toFloat64OrNull(r['gpumon.rank']), toFloat64OrNull(a['gpumon.rank']), 0));
-create or replace function gpumon_instance as (r) ->
-    coalesce(nullIf(r['service.instance.id'], ''), nullIf(r['process.pid'], ''), '');
+create or replace function gpumon_instance as (r, a) -> coalesce(
+    nullIf(r['service.instance.id'], ''),
+    nullIf(r['process.pid'], ''),
+    concat('rank ', coalesce(nullIf(r['gpumon.rank'], ''), nullIf(a['gpumon.rank'], ''), '0'))
+);

@@ -6,5 +6,8 @@ create or replace macro gpumon_run_id(resource, attributes) as
     coalesce(nullif(resource['gpumon.run.id'], ''), nullif(attributes['gpumon.run.id'], ''), '');
 create or replace macro gpumon_rank(resource, attributes) as
     cast(coalesce(try_cast(resource['gpumon.rank'] as double), try_cast(attributes['gpumon.rank'] as double), 0) as integer);
-create or replace macro gpumon_instance(resource) as
-    coalesce(nullif(resource['service.instance.id'], ''), nullif(resource['process.pid'], ''), '');
+create or replace macro gpumon_instance(resource, attributes) as coalesce(
+    nullif(resource['service.instance.id'], ''),
+    nullif(resource['process.pid'], ''),
+    concat('rank ', coalesce(nullif(resource['gpumon.rank'], ''), nullif(attributes['gpumon.rank'], ''), '0'))
+);

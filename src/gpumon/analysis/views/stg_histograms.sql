@@ -7,7 +7,7 @@ points as (
     select
         gpumon_run_id("ResourceAttributes", "Attributes") as run_id,
         gpumon_rank("ResourceAttributes", "Attributes") as rank,
-        gpumon_instance("ResourceAttributes") as instance,
+        gpumon_instance("ResourceAttributes", "Attributes") as instance,
         "MetricName" as metric,
         coalesce(nullif("Attributes"['gpumon.stage'], ''), '') as stage,
         coalesce(nullif("Attributes"['gpumon.collector'], ''), '') as device,

@@ -17,7 +17,7 @@ points as (
 select
     gpumon_run_id(resource, attributes) as run_id,
     gpumon_rank(resource, attributes) as rank,
-    gpumon_instance(resource) as instance,
+    gpumon_instance(resource, attributes) as instance,
     metric, kind, at_s, value,
     coalesce(nullif(attributes['gpumon.stage'], ''), '') as stage,
     coalesce(

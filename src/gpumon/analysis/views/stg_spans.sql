@@ -5,7 +5,7 @@ create or replace view stg_spans as
 select
     gpumon_run_id("ResourceAttributes", "SpanAttributes") as run_id,
     gpumon_rank("ResourceAttributes", "SpanAttributes") as rank,
-    gpumon_instance("ResourceAttributes") as instance,
+    gpumon_instance("ResourceAttributes", "SpanAttributes") as instance,
     "TraceId" as trace_id, "SpanId" as span_id, "ParentSpanId" as parent_span_id, "SpanName" as name,
     gpumon_unix_s("Timestamp") as begin_s, "Duration" / 1e9 as duration_s,
     case when "StatusCode" = 'Error' then 1 else 0 end as is_failed,
