@@ -1,6 +1,6 @@
 """What `import gpumon` costs beyond OpenTelemetry's own imports: fresh interpreters, interleaved.
 
-    python benchmarks/import_cost.py [--check]
+python benchmarks/import_cost.py [--check]
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ HEAVY = "torch tensorflow duckdb rich click chdb matplotlib"
 
 
 def milliseconds() -> float:
-    return float(subprocess.run([sys.executable, "-c", f"{OTEL}; {TIMED}"], capture_output=True, text=True, check=True).stdout)
+    return float(
+        subprocess.run([sys.executable, "-c", f"{OTEL}; {TIMED}"], capture_output=True, text=True, check=True).stdout
+    )
 
 
 def main() -> int:

@@ -191,9 +191,15 @@ def main() -> int:
             command = [sys.executable, __file__, "--mode", mode]
             results[mode].append(json.loads(subprocess.run(command, capture_output=True, check=True).stdout))
         if sys.stderr.isatty():
-            print(f"\rround {number + 1} of {options.rounds}", end="\n" * (number + 1 == options.rounds), file=sys.stderr)
+            print(
+                f"\rround {number + 1} of {options.rounds}", end="\n" * (number + 1 == options.rounds), file=sys.stderr
+            )
     columns = ("p50", "mean", "p99", "cpu")
-    print(f"{'µs per step':18}" + "".join(f"{name:>9}" for name in columns) + f"   more than bare, median of {options.rounds}")
+    print(
+        f"{'µs per step':18}"
+        + "".join(f"{name:>9}" for name in columns)
+        + f"   more than bare, median of {options.rounds}"
+    )
     over: dict[str, dict[str, float]] = {}
     for mode, rows in results.items():
         over[mode] = {
@@ -201,7 +207,11 @@ def main() -> int:
             for name in columns
         }
         added = "".join(f"{over[mode][name]:+8.1f}" for name in columns) if mode != "bare" else ""
-        print(f"{mode:18}" + "".join(f"{statistics.median(row[name] for row in rows):9.1f}" for name in columns) + f"   {added}")
+        print(
+            f"{mode:18}"
+            + "".join(f"{statistics.median(row[name] for row in rows):9.1f}" for name in columns)
+            + f"   {added}"
+        )
     hot = statistics.median(row["hot"] for row in results["gpumon"])
     cpu = over["gpumon"]["cpu"] / statistics.median(row["cpu"] for row in results["bare"]) * 100
     print(f"stamps of a regular step, called alone: {hot:.2f} µs; process CPU {cpu:+.1f} %")

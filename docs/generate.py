@@ -1,7 +1,7 @@
 """Writes the parts of docs/ that are facts of the code: `make docs`. A test fails where they differ.
 
-    docs/metrics.md     from gpumon.metrics.CATALOGUE
-    docs/commands.md    from `gpumon --help` and the help of every command
+docs/metrics.md     from gpumon.metrics.CATALOGUE
+docs/commands.md    from `gpumon --help` and the help of every command
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def metrics_page() -> str:
             "Names that OpenTelemetry defines (semantic conventions 1.44) are used as defined; the rest is `gpumon.*`.",
             "Units are UCUM base units; utilization is 0 to 1. What cannot be read is absent, never 0:",
             "`gpumon.collector.up` is 0 then, and its `gpumon.reason` says why.",
-            "A gauge is the mean over the exporter's own window; `gpumon.disk.await` is read time ÷ reads of that window.",
+            "A gauge is the mean over the exporter's own window; `gpumon.disk.await` is time ÷ operations of it.",
             "",
             "| metric | kind | unit | meaning | attributes |",
             "|---|---|---|---|---|",
@@ -41,6 +41,7 @@ def metrics_page() -> str:
 
 def commands_page() -> str:
     import click
+
     from gpumon.cli import commands
 
     parts = ["# Commands", "", "Written by `make docs` from `gpumon --help`.", ""]

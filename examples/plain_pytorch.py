@@ -1,6 +1,6 @@
 """A plain PyTorch loop on image-like files. There is nothing of gpumon in it: that is the point.
 
-    gpumon run -- python examples/plain_pytorch.py
+gpumon run -- python examples/plain_pytorch.py
 """
 
 import os

@@ -1,6 +1,6 @@
 """A loop that has no DataLoader: `gpumon.steps` marks the waits, `gpumon.phase` the parts of a step.
 
-    python examples/without_a_dataloader.py && gpumon report
+python examples/without_a_dataloader.py && gpumon report
 """
 
 import random

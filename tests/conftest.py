@@ -3,6 +3,7 @@
 import os
 
 import pytest
+
 import slowdisk
 
 os.environ["GPUMON_STRICT"] = "1"
@@ -17,9 +18,7 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason=missing))
     scenarios = [item for item in items if item.get_closest_marker("scenario")]
     asked_for = (
-        "scenario" in config.getoption("markexpr")
-        or config.getoption("keyword")
-        or config.args_source.name == "ARGS"
+        "scenario" in config.getoption("markexpr") or config.getoption("keyword") or config.args_source.name == "ARGS"
     )
     if scenarios and not asked_for:
         start = int(os.environ.get("GPUMON_SCENARIOS", "0")) * ROTATING
@@ -37,9 +36,7 @@ def pytest_sessionfinish(session, exitstatus):
     skipped = [report for report in reporter.stats.get("skipped", []) if "gpu" not in report.keywords]
     if skipped and exitstatus == 0:
         for report in skipped:
-            reporter.write_line(
-                f"skipped, which is not allowed here: {report.nodeid}: {report.longrepr}", red=True
-            )
+            reporter.write_line(f"skipped, which is not allowed here: {report.nodeid}: {report.longrepr}", red=True)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 

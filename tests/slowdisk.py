@@ -313,9 +313,7 @@ def _drop_files(path: Path) -> None:
                 os.close(descriptor)
 
 
-def _wait_until_mounted(
-    folder: Path, server: subprocess.Popen[bytes], log: Path, seconds: float = 20.0
-) -> None:
+def _wait_until_mounted(folder: Path, server: subprocess.Popen[bytes], log: Path, seconds: float = 20.0) -> None:
     end = time.monotonic() + seconds
     while not os.path.ismount(folder):
         if server.poll() is not None or time.monotonic() > end:
@@ -370,11 +368,9 @@ def _serve(backing: str, mounted: str, control: str) -> None:
 
         def getattr(self, path, fh=None):
             info = os.lstat(self._at(path))
-            names = "mode nlink uid gid size".split()
+            names = ["mode", "nlink", "uid", "gid", "size"]
             attributes = {f"st_{name}": getattr(info, f"st_{name}") for name in names}
-            return attributes | {
-                f"st_{name}time": getattr(info, f"st_{name}time_ns") for name in ("a", "m", "c")
-            }
+            return attributes | {f"st_{name}time": getattr(info, f"st_{name}time_ns") for name in ("a", "m", "c")}
 
         def readdir(self, path, fh):
             return [".", "..", *os.listdir(self._at(path))]
@@ -436,7 +432,7 @@ def _serve(backing: str, mounted: str, control: str) -> None:
 
         def statfs(self, path):
             info = os.statvfs(self._at(path))
-            names = "bavail bfree blocks bsize favail ffree files frsize namemax".split()
+            names = ["bavail", "bfree", "blocks", "bsize", "favail", "ffree", "files", "frsize", "namemax"]
             return {f"f_{name}": getattr(info, f"f_{name}") for name in names}
 
     def undo_when_orphaned() -> None:

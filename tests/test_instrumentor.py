@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from otlp_receiver import receiver
 
 TRAIN = """
@@ -61,7 +62,8 @@ for resource in data.resource_metrics:
                 points[metric.name] = len(metric.data.data_points)
 steps = [p.value for r in data.resource_metrics for s in r.scope_metrics for x in s.metrics
          if x.name == "gpumon.step.count" for p in x.data.data_points]
-print(json.dumps({"points": points, "steps": steps, "spans": sorted({span.name for span in spans.get_finished_spans()})}))
+names = sorted({span.name for span in spans.get_finished_spans()})
+print(json.dumps({"points": points, "steps": steps, "spans": names}))
 """
 
 
@@ -131,7 +133,10 @@ def test_opentelemetry_instrument_without_an_edit(tmp_path):
 
 def test_a_run_killed_in_the_middle_is_reported(tmp_path):
     """SIGKILL: everything is there but the last window, and the report says that the run was cut short."""
-    script = TRAIN + "import gpumon, time\ngpumon.instrument('killed', run_dir='run')\nprint('on', flush=True)\ntrain(100000)\n"
+    script = (
+        TRAIN
+        + "import gpumon, time\ngpumon.instrument('killed', run_dir='run')\nprint('on', flush=True)\ntrain(100000)\n"
+    )
     process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     process.stdout.readline()
     time.sleep(4)
@@ -170,9 +175,7 @@ def test_workers_of_many_epochs_leave_nothing_behind(tmp_path, context):
         "if __name__ == '__main__':\n"
         "    main()\n"
     )
-    done = subprocess.run(
-        [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=200
-    )
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=200)
 
     assert done.returncode == 0, done.stderr
     before, after = json.loads(done.stdout)

@@ -1,9 +1,9 @@
 """In-process mode: puts the parts together for one process, and takes them apart again.
 
-    training thread ─ stamps ─> StepTracer ─┐
-    loader workers ─ accounts ─> FetchAccounts ─┤ one background thread folds, four times a second
-    devices ─> collectors ─> Sampler ─┤
-                                      └─> instruments and spans ─> Output (the application's providers, or ours)
+training thread ─ stamps ─> StepTracer ─┐
+loader workers ─ accounts ─> FetchAccounts ─┤ one background thread folds, four times a second
+devices ─> collectors ─> Sampler ─┤
+                                  └─> instruments and spans ─> Output (the application's providers, or ours)
 """
 
 from __future__ import annotations
@@ -86,7 +86,15 @@ class GpumonInstrumentor(BaseInstrumentor):  # type: ignore[misc]
 def is_helper_process(argv: Iterable[str] | None = None) -> bool:
     """Whether this interpreter only serves another one: a spawn worker, forkserver or resource tracker."""
     line = " ".join(sys.orig_argv if argv is None else argv)
-    return any(mark in line for mark in ("multiprocessing.resource_tracker", "multiprocessing.spawn", "multiprocessing.forkserver", "--multiprocessing-fork"))
+    return any(
+        mark in line
+        for mark in (
+            "multiprocessing.resource_tracker",
+            "multiprocessing.spawn",
+            "multiprocessing.forkserver",
+            "--multiprocessing-fork",
+        )
+    )
 
 
 class Recording:

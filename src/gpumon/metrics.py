@@ -140,15 +140,17 @@ FIRST_OF_EPOCH_COUNT = _metric(
     "gpumon.first_of_epoch.count", "counter", "{step}", "Steps that began with the first batch of an epoch.", STAGE
 )
 FIRST_OF_EPOCH_WAIT_TIME = _metric(
-    "gpumon.first_of_epoch.wait.time", "counter", "s", "Wait for the first batch of each epoch, part of data.wait.", STAGE
+    "gpumon.first_of_epoch.wait.time",
+    "counter",
+    "s",
+    "Wait for the first batch of each epoch, part of data.wait.",
+    STAGE,
 )
 FIRST_OF_EPOCH_STEP_TIME = _metric(
     "gpumon.first_of_epoch.step.time", "counter", "s", "Time of the steps that began an epoch.", STAGE
 )
 STEP_DURATION = _metric("gpumon.step.duration", "histogram", "s", "Duration of a step.", STAGE)
-DATA_WAIT_DURATION = _metric(
-    "gpumon.data.wait.duration", "histogram", "s", "Wait for data in a step.", STAGE
-)
+DATA_WAIT_DURATION = _metric("gpumon.data.wait.duration", "histogram", "s", "Wait for data in a step.", STAGE)
 DATA_WAIT_UTILIZATION = _metric(
     "gpumon.data.wait.utilization", "gauge", "1", "Share of the window's step time spent waiting for data.", STAGE
 )
@@ -176,7 +178,11 @@ FETCH_TIME = _metric(
     FETCH_FILE_SYSTEM,
 )
 FETCH_READ = _metric(
-    "gpumon.fetch.read", "counter", "By", "Bytes that fetches really read from a device, page cache left out.", SYSTEM_DEVICE
+    "gpumon.fetch.read",
+    "counter",
+    "By",
+    "Bytes that fetches really read from a device, page cache left out.",
+    SYSTEM_DEVICE,
 )
 FETCH_READY_AGE = _metric(
     "gpumon.fetch.ready_age",
@@ -241,7 +247,11 @@ DISK_UTILIZATION = _metric(
     "gpumon.disk.utilization", "gauge", "1", "Share of time with requests in flight (iostat's %util).", SYSTEM_DEVICE
 )
 DISK_QUEUE_LENGTH = _metric(
-    "gpumon.disk.queue.length", "gauge", "{request}", "Mean number of requests in flight (iostat's aqu-sz).", SYSTEM_DEVICE
+    "gpumon.disk.queue.length",
+    "gauge",
+    "{request}",
+    "Mean number of requests in flight (iostat's aqu-sz).",
+    SYSTEM_DEVICE,
 )
 DISK_REQUEST_SIZE = _metric(
     "gpumon.disk.request.size",
@@ -320,7 +330,9 @@ PRESSURE_STALL_RATIO = _metric(
 # -- Host and process tree ----------------------------------------------------------------------------
 CPU_UTILIZATION = _metric("system.cpu.utilization", "gauge", "1", "Share of CPU time per mode, all cores.", CPU_MODE)
 CPU_BUSIEST = _metric("gpumon.cpu.busiest.utilization", "gauge", "1", "Utilization of the busiest single core.")
-CPU_USABLE = _metric("gpumon.cpu.usable", "gauge", "{cpu}", "CPUs that this process may use: affinity and cgroup quota.")
+CPU_USABLE = _metric(
+    "gpumon.cpu.usable", "gauge", "{cpu}", "CPUs that this process may use: affinity and cgroup quota."
+)
 CPU_QUOTA = _metric(
     "gpumon.cpu.quota", "gauge", "{cpu}", "CPUs that the cgroup's quota allows; absent without one.", LIMIT_SOURCE
 )
@@ -345,13 +357,20 @@ MEMORY_LIMIT_HITS = _metric(
 NETWORK_IO = _metric(
     "system.network.io", "counter", "By", "Bytes over the network.", NETWORK_INTERFACE_NAME, NETWORK_IO_DIRECTION
 )
-PROCESS_CPU_TIME = _metric("process.cpu.time", "counter", "s", "CPU time of the processes of a role.", PROCESS_ROLE, CPU_MODE)
+PROCESS_CPU_TIME = _metric(
+    "process.cpu.time", "counter", "s", "CPU time of the processes of a role.", PROCESS_ROLE, CPU_MODE
+)
 PROCESS_RUNQUEUE_TIME = _metric(
     "gpumon.process.runqueue.time", "counter", "s", "Time runnable but not running.", PROCESS_ROLE
 )
 PROCESS_MEMORY_USAGE = _metric("process.memory.usage", "updowncounter", "By", "Resident memory.", PROCESS_ROLE)
 PROCESS_DISK_IO = _metric(
-    "process.disk.io", "counter", "By", "Bytes that reached disks, page cache left out.", PROCESS_ROLE, DISK_IO_DIRECTION
+    "process.disk.io",
+    "counter",
+    "By",
+    "Bytes that reached disks, page cache left out.",
+    PROCESS_ROLE,
+    DISK_IO_DIRECTION,
 )
 PROCESS_READ = _metric("gpumon.process.read", "counter", "By", "Bytes read, page cache included.", PROCESS_ROLE)
 PROCESS_PAGING_FAULTS = _metric(
@@ -361,17 +380,22 @@ PROCESS_THREAD_COUNT = _metric("process.thread.count", "updowncounter", "{thread
 PROCESS_COUNT = _metric("gpumon.process.count", "gauge", "{process}", "Processes of a role.", PROCESS_ROLE)
 
 # -- GPU ----------------------------------------------------------------------------------------------
-GPU_UTILIZATION = _metric("hw.gpu.utilization", "gauge", "1", "Share of time a kernel ran.", HW_ID, GPU_INDEX, "hw.gpu.task")
+GPU_UTILIZATION = _metric(
+    "hw.gpu.utilization", "gauge", "1", "Share of time a kernel ran.", HW_ID, GPU_INDEX, "hw.gpu.task"
+)
 GPU_MEMORY_USAGE = _metric("hw.gpu.memory.usage", "updowncounter", "By", "GPU memory used.", HW_ID, GPU_INDEX)
 GPU_MEMORY_LIMIT = _metric("hw.gpu.memory.limit", "updowncounter", "By", "GPU memory size.", HW_ID, GPU_INDEX)
 
 # -- About itself -------------------------------------------------------------------------------------
 COLLECTOR_UP = _metric(
-    "gpumon.collector.up", "gauge", "1", "1 while a collector reads its source, else 0 and the reason.", COLLECTOR, REASON
+    "gpumon.collector.up",
+    "gauge",
+    "1",
+    "1 while a collector reads its source, else 0 and the reason.",
+    COLLECTOR,
+    REASON,
 )
-COLLECTOR_DURATION = _metric(
-    "gpumon.collector.duration", "histogram", "s", "Duration of one collection.", COLLECTOR
-)
+COLLECTOR_DURATION = _metric("gpumon.collector.duration", "histogram", "s", "Duration of one collection.", COLLECTOR)
 SPANS_DROPPED = _metric("gpumon.spans.dropped", "counter", "{span}", "Spans that were to be kept and were not.", REASON)
 OVERHEAD_TIME = _metric("gpumon.overhead.time", "counter", "s", "CPU time that gpumon itself took.", OVERHEAD)
 EXPORT_DROPPED = _metric(
@@ -381,6 +405,7 @@ EXPORT_DROPPED = _metric(
 BY_NAME: Final = {metric.name: metric for metric in CATALOGUE}
 
 DURATION_BOUNDS: Final = (
-    0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0,
+    0.0001, 0.00016, 0.00025, 0.0004, 0.00063, 0.001, 0.0016, 0.0025, 0.004, 0.0063, 0.01, 0.016, 0.025, 0.04, 0.063,
+    0.1, 0.16, 0.25, 0.4, 0.63, 1.0, 1.6, 2.5, 4.0, 6.3, 10.0, 16.0, 25.0, 40.0, 63.0, 100.0, 300.0,
 )  # fmt: skip
-"""Bucket bounds of every duration histogram, in seconds."""
+"""Bucket bounds of every duration histogram, in seconds: five per decade, so that a percentile is within 25 %."""

@@ -72,13 +72,9 @@ def test_a_file_that_a_worker_reads_is_data(datasets, quick_disk):
     (quick_disk.path / "in").mkdir()
     (quick_disk.path / "out").mkdir()
     (quick_disk.path / "in/set.tar").write_bytes(bytes(5000))
-    code = (
-        "import sys; a = open(sys.argv[1], 'rb'); b = open(sys.argv[2], 'wb'); print(1, flush=True); input()"
-    )
+    code = "import sys; a = open(sys.argv[1], 'rb'); b = open(sys.argv[2], 'wb'); print(1, flush=True); input()"
     arguments = [str(quick_disk.path / "in/set.tar"), str(quick_disk.path / "out/log.bin")]
-    child = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+    child = subprocess.Popen([sys.executable, "-c", code, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         child.stdout.readline()
         WORKERS[child.pid] = 0
@@ -99,9 +95,7 @@ def test_a_large_mapped_file_is_data(datasets, quick_disk):
     maps = []
     for name in ("small.bin", "written.bin"):
         with (quick_disk.path / name).open("r+b") as file:
-            maps.append(
-                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_WRITE if "w" in name else mmap.ACCESS_READ)
-            )
+            maps.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_WRITE if "w" in name else mmap.ACCESS_READ))
     source = DatasetCollector(datasets=datasets)
     places = looks(source, 4)
     assert not [place for place in places if place.startswith(str(quick_disk.path))]

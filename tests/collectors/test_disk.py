@@ -22,9 +22,7 @@ from readings import Readings, over
 @pytest.fixture
 def machine(tmp_path):
     machine = Machine(tmp_path)
-    machine.disk(
-        "sda", "8:0", {"sda1": "8:1"}, queue_rotational="1", device_model="ST8000", device_serial="ZA1"
-    )
+    machine.disk("sda", "8:0", {"sda1": "8:1"}, queue_rotational="1", device_model="ST8000", device_serial="ZA1")
     machine.mount("/", "8:1", "ext4", "/dev/sda1")
     return machine
 
@@ -312,13 +310,9 @@ def test_the_numbers_are_iostats(slow_disk, threads, delay):
     assert rate(m.DISK_OPERATIONS) == pytest.approx(told["r/s"], rel=0.05)
     assert rate(m.DISK_IO) / 1024 == pytest.approx(told["rkB/s"], rel=0.05)
     assert over(before, after, m.DISK_AWAIT, device, "read") * 1e3 == pytest.approx(told["r_await"], rel=0.05)
-    assert over(before, after, m.DISK_REQUEST_SIZE, device, "read") / 1024 == pytest.approx(
-        told["rareq-sz"], rel=0.05
-    )
+    assert over(before, after, m.DISK_REQUEST_SIZE, device, "read") / 1024 == pytest.approx(told["rareq-sz"], rel=0.05)
     assert over(before, after, m.DISK_QUEUE_LENGTH, device) == pytest.approx(told["aqu-sz"], rel=0.05)
-    assert over(before, after, m.DISK_UTILIZATION, device) * 100 == pytest.approx(
-        min(100, told["util"]), rel=0.05
-    )
+    assert over(before, after, m.DISK_UTILIZATION, device) * 100 == pytest.approx(min(100, told["util"]), rel=0.05)
 
 
 @pytest.mark.disk

@@ -28,14 +28,10 @@ def test_utilization_by_mode_and_the_busiest_core(machine):
     """One of two cores is busy: half of all, all of the busiest."""
     source = HostCollector(root=machine.root)
     before = collect(source)
-    machine.write(
-        "proc/stat", "cpu  60 0 20 90 10 5 5 10\ncpu0 60 0 20 0 0 5 5 10\ncpu1 0 0 0 90 10 0 0 0\nintr 1\n"
-    )
+    machine.write("proc/stat", "cpu  60 0 20 90 10 5 5 10\ncpu0 60 0 20 0 0 5 5 10\ncpu1 0 0 0 90 10 0 0 0\nintr 1\n")
     after = collect(source)
 
-    shares = {
-        mode: over(before, after, m.CPU_UTILIZATION, mode) for mode in ("user", "interrupt", "idle", "steal")
-    }
+    shares = {mode: over(before, after, m.CPU_UTILIZATION, mode) for mode in ("user", "interrupt", "idle", "steal")}
     assert shares == {"user": 0.3, "interrupt": 0.05, "idle": 0.45, "steal": 0.05}
     assert after.value(m.CPU_BUSIEST) == 1.0
 
@@ -62,9 +58,7 @@ def test_memory_states_add_up(machine):
 
     found = collect(HostCollector(root=machine.root))
 
-    states = {
-        reading.attributes[m.SYSTEM_MEMORY_STATE]: reading.value for reading in found.of(m.MEMORY_USAGE)
-    }
+    states = {reading.attributes[m.SYSTEM_MEMORY_STATE]: reading.value for reading in found.of(m.MEMORY_USAGE)}
     assert states == {"free": 200 << 10, "buffers": 50 << 10, "cached": 350 << 10, "used": 400 << 10}
     assert found.value(m.MEMORY_AVAILABLE) == 600 << 10
 
@@ -118,9 +112,7 @@ def test_without_limits_none_is_reported(machine):
     """Absent, not zero: a cgroup without quota and limit."""
     found = collect(HostCollector(root=machine.root))
 
-    assert not [
-        m for m in (m.CPU_QUOTA, m.CPU_THROTTLED_TIME, m.MEMORY_LIMIT, m.MEMORY_REFAULTS) if found.of(m)
-    ]
+    assert not [m for m in (m.CPU_QUOTA, m.CPU_THROTTLED_TIME, m.MEMORY_LIMIT, m.MEMORY_REFAULTS) if found.of(m)]
     assert found.value(m.CPU_USABLE) == len(os.sched_getaffinity(0))
 
 

@@ -73,9 +73,7 @@ def tree():
 
 
 def cpu(found, role):
-    return sum(
-        reading.value for reading in found.of(m.PROCESS_CPU_TIME) if role in reading.attributes.values()
-    )
+    return sum(reading.value for reading in found.of(m.PROCESS_CPU_TIME) if role in reading.attributes.values())
 
 
 def test_trainer_and_workers_are_told_apart(tree):

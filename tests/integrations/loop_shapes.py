@@ -70,8 +70,8 @@ class Nested(Dataset):
         return 8
 
     def __getitem__(self, index):
-        for rows in DataLoader(Rows(8), batch_size=8):
-            return rows[0][0], rows[1][0]
+        inputs, targets = next(iter(DataLoader(Rows(8), batch_size=8)))
+        return inputs[0], targets[0]
 
 
 def shape(expected_steps, **expected):

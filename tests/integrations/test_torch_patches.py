@@ -8,11 +8,11 @@ import threading
 
 import pytest
 import torch
-from integrations.loop_shapes import Rows, build, loss_of, update
 from torch.utils.data import DataLoader
 
 from gpumon.integrations import torch as integration
 from gpumon.tracing.steps import StepTracer
+from integrations.loop_shapes import Rows, build, loss_of, update
 
 
 def patched_objects():

@@ -9,11 +9,11 @@ import random
 
 import pytest
 import torch
-from integrations.loop_shapes import Rows, build, loss_of, out_of_memory
 from torch.utils.data import DataLoader
 
 from gpumon.integrations import torch as integration
 from gpumon.tracing.steps import StepTracer
+from integrations.loop_shapes import Rows, build, loss_of, out_of_memory
 
 PROGRAMS = int(os.environ.get("GPUMON_PROGRAMS", "60"))
 

@@ -1,12 +1,11 @@
 """Every loop shape: counts exact, waits as the loop's own clock has them, weights bit for bit as without us."""
 
-
 import pytest
 import torch
-from integrations import loop_shapes
 
 from gpumon.integrations import torch as integration
 from gpumon.tracing.steps import StepTracer
+from integrations import loop_shapes
 
 ROWS = []
 

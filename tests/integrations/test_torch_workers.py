@@ -140,9 +140,7 @@ def stopwatch_s(batches):
 @pytest.mark.parametrize("context", ["fork", "spawn", "forkserver"])
 def test_accounts_add_up(recorder, context):
     """With every start method each fetch has a record, and the accounts add up to the wall time."""
-    loader = DataLoader(
-        Timed(32, sleep_s=0.01), 4, num_workers=2, collate_fn=spanned, multiprocessing_context=context
-    )
+    loader = DataLoader(Timed(32, sleep_s=0.01), 4, num_workers=2, collate_fn=spanned, multiprocessing_context=context)
     batches = list(recorder.trainer.batches(loader))
     finish(recorder)
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 import slowdisk
 
 pytestmark = [pytest.mark.scenario, pytest.mark.disk, pytest.mark.timeout(180)]
@@ -98,15 +99,17 @@ def test_a_read_quota_is_named_although_the_device_looks_idle(quick_disk, tmp_pa
         report, _ = train(tmp_path / "run", "--data", quick_disk.path, wrap=group.command)
 
     cause = finding(report)
-    assert (report["verdict"], cause["cause"], cause["device"]) == ("data_loading_bound", "disk_quota", quick_disk.device)
+    assert (report["verdict"], cause["cause"], cause["device"]) == (
+        "data_loading_bound",
+        "disk_quota",
+        quick_disk.device,
+    )
     assert disk(report, quick_disk.device)["utilization"]["mean"] < 0.3
 
 
 def test_a_worker_that_burns_cpu_is_loader_cpu(tmp_path):
     """Decoding takes the time, and the worker has a core of its own for it."""
-    report, _ = train(
-        tmp_path / "run", "--kind", "made", "--burn", 0.012, "--workers", 1, "--length", 1000
-    )
+    report, _ = train(tmp_path / "run", "--kind", "made", "--burn", 0.012, "--workers", 1, "--length", 1000)
 
     assert (report["verdict"], finding(report)["cause"]) == ("data_loading_bound", "loader_cpu")
 
@@ -116,9 +119,7 @@ def test_a_cpu_quota_is_cpu_limit(tmp_path):
     if missing := slowdisk.cgroup_unavailable("cpu", "cpu"):
         pytest.skip(missing)
     with slowdisk.cpu_quota(0.5) as group:
-        report, _ = train(
-            tmp_path / "run", "--kind", "made", "--burn", 0.006, "--length", 800, wrap=group.command
-        )
+        report, _ = train(tmp_path / "run", "--kind", "made", "--burn", 0.006, "--length", 800, wrap=group.command)
 
     assert (report["verdict"], finding(report)["cause"]) == ("data_loading_bound", "cpu_limit")
 
@@ -127,9 +128,7 @@ def test_a_cpu_quota_is_cpu_limit(tmp_path):
 def test_one_worker_that_sleeps_is_too_few_workers(tmp_path, quick_disk, hammered):
     """Whatever another process does to a disk that holds no data of this run."""
     with hammer(quick_disk) if hammered else contextlib.nullcontext():
-        report, _ = train(
-            tmp_path / "run", "--kind", "made", "--sleep", 0.015, "--workers", 1, "--length", 800
-        )
+        report, _ = train(tmp_path / "run", "--kind", "made", "--sleep", 0.015, "--workers", 1, "--length", 800)
 
     assert (report["verdict"], finding(report)["cause"]) == ("data_loading_bound", "too_few_workers")
     assert finding(report)["device"] is None
@@ -171,9 +170,7 @@ def test_eight_workers_hide_a_slow_disk_completely(slow_disk, tmp_path):
     slow_disk.drop_caches()
     slow_disk.set_delay(0.015)
 
-    report, own = train(
-        tmp_path / "run", "--data", slow_disk.path, "--workers", 8, "--pause", 0.04, "--epochs", 1
-    )
+    report, own = train(tmp_path / "run", "--data", slow_disk.path, "--workers", 8, "--pause", 0.04, "--epochs", 1)
 
     assert own["data_wait_fraction"] < 0.2, "the scenario itself failed: the workers did not keep up"
     assert report["verdict"] in ("balanced", "compute_bound")

@@ -83,7 +83,13 @@ def main():
         "made": lambda: Made(options.length, options.sleep, options.burn),
     }[options.kind]()
     loader = DataLoader(dataset, options.batch, shuffle=True, num_workers=options.workers)
-    model = nn.Sequential(nn.Linear(256, options.width), nn.ReLU(), nn.Linear(options.width, options.width), nn.ReLU(), nn.Linear(options.width, 1))
+    model = nn.Sequential(
+        nn.Linear(256, options.width),
+        nn.ReLU(),
+        nn.Linear(options.width, options.width),
+        nn.ReLU(),
+        nn.Linear(options.width, 1),
+    )
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
 
     steps, wait_s, began = 0, 0.0, time.perf_counter()

@@ -34,9 +34,7 @@ def v2(machine, path="/a/b", **levels):
 def v1(machine, controllers, path="/a/b", of="/"):
     lines = []
     for number, controller in enumerate(controllers):
-        machine.mount(
-            f"/sys/fs/cgroup/{controller}", f"0:{30 + number}", "cgroup", options=f"rw,{controller}", of=of
-        )
+        machine.mount(f"/sys/fs/cgroup/{controller}", f"0:{30 + number}", "cgroup", options=f"rw,{controller}", of=of)
         lines.append(f"{number + 1}:{controller}:{path}")
     machine.write("proc/self/cgroup", "\n".join(lines) + "\n")
 
@@ -81,9 +79,7 @@ def test_version_1_quota_and_memory(machine):
     machine.write("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "-1\n")
     machine.write("sys/fs/cgroup/cpu/a/b/cpu.cfs_quota_us", "60000\n")
     machine.write("sys/fs/cgroup/cpu/a/b/cpu.cfs_period_us", "100000\n")
-    machine.write(
-        "sys/fs/cgroup/cpu/a/b/cpu.stat", "nr_periods 8\nnr_throttled 4\nthrottled_time 3000000000\n"
-    )
+    machine.write("sys/fs/cgroup/cpu/a/b/cpu.stat", "nr_periods 8\nnr_throttled 4\nthrottled_time 3000000000\n")
     machine.write("sys/fs/cgroup/memory/a/b/memory.limit_in_bytes", "9223372036854771712\n")
     machine.write("sys/fs/cgroup/memory/a/memory.limit_in_bytes", "1000000\n")
     machine.write("sys/fs/cgroup/memory/a/memory.failcnt", "17\n")
@@ -129,8 +125,7 @@ def test_disk_limits_by_device_name(machine):
     )
 
     found = {
-        (item.device, item.direction, item.unit): (item.limit.value, item.limit.source)
-        for item in group.disk_limits()
+        (item.device, item.direction, item.unit): (item.limit.value, item.limit.source) for item in group.disk_limits()
     }
 
     assert found == {
@@ -145,10 +140,7 @@ def test_disk_limits_of_version_1(machine):
     machine.write("sys/fs/cgroup/blkio/a/b/blkio.throttle.read_iops_device", "8:0 20\n")
     machine.write("sys/fs/cgroup/blkio/a/b/blkio.throttle.write_bps_device", "8:0 1000\n")
 
-    found = {
-        (item.device, item.direction, item.unit, item.limit.value)
-        for item in Cgroup(machine.root).disk_limits()
-    }
+    found = {(item.device, item.direction, item.unit, item.limit.value) for item in Cgroup(machine.root).disk_limits()}
 
     assert found == {("sda", "read", "operations", 20.0), ("sda", "write", "bytes", 1000.0)}
 
@@ -181,9 +173,7 @@ def test_without_cgroups_nothing_is_limited(tmp_path):
     """A system that has none."""
     group = Cgroup(Machine(tmp_path).root)
 
-    assert (group.cpu_quota(), group.memory_limit(), group.memory_refaults(), group.pressure_folder()) == (
-        None,
-    ) * 4
+    assert (group.cpu_quota(), group.memory_limit(), group.memory_refaults(), group.pressure_folder()) == (None,) * 4
     assert group.disk_limits() == []
 
 

@@ -68,9 +68,7 @@ def test_accounts_agree_with_what_a_process_did():
         "open('/dev/zero', 'rb', 0).read(1 << 20)\n"
         "print(time.process_time(), flush=True); input()"
     )
-    child = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         used = float(child.stdout.readline())
         stat, io = processes.read_stat(child.pid), processes.read_io(child.pid)

@@ -173,9 +173,7 @@ def test_an_overlay_whose_folders_are_here_is_on_their_disk(machine):
     """On the host itself the overlay's folders lead on."""
     for folder in ("lower", "upper"):
         (machine.root / "srv" / folder).mkdir(parents=True)
-    machine.mount(
-        "/merged", "0:43", "overlay", "overlay", options="rw,lowerdir=/srv/lower,upperdir=/srv/upper"
-    )
+    machine.mount("/merged", "0:43", "overlay", "overlay", options="rw,lowerdir=/srv/lower,upperdir=/srv/upper")
 
     found = storage(machine, "/merged/x")
 

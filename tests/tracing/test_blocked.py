@@ -12,9 +12,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
 from gpumon.system.datasets import Datasets
 from gpumon.system.storage import StorageMap
-
 from gpumon.tracing import syscalls
 from gpumon.tracing.blocked import WaitPoint, WaitPoints
 

@@ -122,9 +122,7 @@ class DatasetCollector:
             except (OSError, ValueError, KeyError):
                 continue
             flags = int(facts["flags"], 8)
-            if flags & os.O_ACCMODE == os.O_RDONLY and not flags & (
-                os.O_DIRECTORY | getattr(os, "O_PATH", 0)
-            ):
+            if flags & os.O_ACCMODE == os.O_RDONLY and not flags & (os.O_DIRECTORY | getattr(os, "O_PATH", 0)):
                 yield path, self._storage_map.of_mount(int(facts["mnt_id"]), pid)
 
     def _mapped_files(self, pid: int) -> Iterator[str]:

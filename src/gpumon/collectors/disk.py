@@ -57,9 +57,7 @@ class DiskCollector:
     interval_s = 1.0
     may_block = False
 
-    def __init__(
-        self, config: Config | None = None, *, root: str | Path = "/", datasets: Datasets = DATASETS
-    ) -> None:
+    def __init__(self, config: Config | None = None, *, root: str | Path = "/", datasets: Datasets = DATASETS) -> None:
         self._root = Path(root)
         self._stats = self._root / "proc/diskstats"
         self._datasets = datasets

@@ -175,9 +175,7 @@ class ProcessCollector:
             for mode in _CPU:
                 yield from self._sum(m.PROCESS_CPU_TIME, role, mode, {**at, m.CPU_MODE: mode})
             for fault in _FAULTS:
-                yield from self._sum(
-                    m.PROCESS_PAGING_FAULTS, role, fault, {**at, m.SYSTEM_PAGING_FAULT_TYPE: fault}
-                )
+                yield from self._sum(m.PROCESS_PAGING_FAULTS, role, fault, {**at, m.SYSTEM_PAGING_FAULT_TYPE: fault})
             yield from self._sum(m.PROCESS_RUNQUEUE_TIME, role, "runqueue", at)
             yield from self._sum(m.PROCESS_READ, role, "rchar", at)
             for direction in ("read", "write"):

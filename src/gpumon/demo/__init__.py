@@ -31,7 +31,9 @@ def main(out: Path | None = None) -> int:
         place.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(place).free
         if free < needed:
-            return _give_up(f"{place} has {free >> 20} MB free; the demo needs {int(needed) >> 20} MB", "gpumon demo --out DIR")
+            return _give_up(
+                f"{place} has {free >> 20} MB free; the demo needs {int(needed) >> 20} MB", "gpumon demo --out DIR"
+            )
         with tempfile.TemporaryDirectory(prefix="gpumon-demo-", dir=place) as name:
             folder = Path(name)
             for done in _write(folder):

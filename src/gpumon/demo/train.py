@@ -1,6 +1,6 @@
 """A plain PyTorch training loop on image-like files, as anybody would write it; it knows nothing of gpumon.
 
-    python train.py FOLDER [--epochs 2] [--workers 2]
+python train.py FOLDER [--epochs 2] [--workers 2]
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 SIDE = 224  # pixels; a file holds one image: SIDE x SIDE x 3 bytes, and its label in its name
 
 
-class ImageFiles(Dataset[tuple[torch.Tensor, int]]):
+class ImageFiles(Dataset[tuple[torch.Tensor, int]]):  # type: ignore[misc, unused-ignore]
     """One image per file; hands each file's pages back to the kernel, so that every epoch reads the disk."""
 
     def __init__(self, folder: Path) -> None:
@@ -60,9 +60,7 @@ def main() -> None:
     network = model().to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     loss_of = nn.CrossEntropyLoss()
-    loader = DataLoader(
-        ImageFiles(options.folder), options.batch_size, shuffle=True, num_workers=options.workers
-    )
+    loader = DataLoader(ImageFiles(options.folder), options.batch_size, shuffle=True, num_workers=options.workers)
     for epoch in range(options.epochs):
         total = 0.0
         for images, labels in loader:

@@ -86,9 +86,7 @@ class WorkerLoop:
         return folder, getattr(_iterator, "serial", -1)
 
 
-def worker_loop(
-    module: str, original: Loop | None, folder: str | None, serial: int, *args: Any, **kwargs: Any
-) -> Any:
+def worker_loop(module: str, original: Loop | None, folder: str | None, serial: int, *args: Any, **kwargs: Any) -> Any:
     """What a spawned worker runs: *original*, else the loop found in *module*, with accounts in *folder*."""
     if original is None:
         original = getattr(importlib.import_module(module), ATTRIBUTE)
@@ -97,9 +95,7 @@ def worker_loop(
     return _run(original, folder, serial, args, kwargs)
 
 
-def _run(
-    original: Loop, folder: str | None, serial: int, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _run(original: Loop, folder: str | None, serial: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if folder is None:
         return original(*args, **kwargs)
     writer = None

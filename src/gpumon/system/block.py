@@ -10,9 +10,7 @@ from pathlib import Path
 
 _NUMBER = re.compile(r"\d+:\d+")
 _VIRTUAL_NAME = re.compile(r"(vd[a-z]+|xvd[a-z]+|loop\d+|nbd\d+|rbd\d+|drbd\d+|zd\d+|ublkb\d+)$")
-_VIRTUAL_MODEL = re.compile(
-    r"QEMU|Virtual|VMware|VBOX|PersistentDisk|Elastic Block Store|BlockVolume", re.IGNORECASE
-)
+_VIRTUAL_MODEL = re.compile(r"QEMU|Virtual|VMware|VBOX|PersistentDisk|Elastic Block Store|BlockVolume", re.IGNORECASE)
 _SLOWEST_FIRST = ("HDD", "SSD", "virtual", "NVMe")
 _MAX_DEPTH = 8
 

@@ -63,9 +63,7 @@ class Cgroup:
     Source: /proc/PID/cgroup, /proc/PID/mountinfo and the files in the group's folders under *root*.
     """
 
-    def __init__(
-        self, root: str | Path = "/", pid: int | str = "self", devices: BlockDevices | None = None
-    ) -> None:
+    def __init__(self, root: str | Path = "/", pid: int | str = "self", devices: BlockDevices | None = None) -> None:
         self._root = Path(root)
         self._pid = pid
         self._devices = devices or BlockDevices(root)

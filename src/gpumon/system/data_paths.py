@@ -84,9 +84,7 @@ def is_data(path: str, excluded: tuple[str, ...] = ()) -> bool:
 
 def _prefixes() -> set[str]:
     prefixes = {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix}
-    return {os.path.realpath(prefix) for prefix in prefixes if prefix not in ("", "/")} | (
-        prefixes - {"", "/"}
-    )
+    return {os.path.realpath(prefix) for prefix in prefixes if prefix not in ("", "/")} | (prefixes - {"", "/"})
 
 
 def paths_of(dataset: object, limit: int = 16, *, storage_map: StorageMap = STORAGE) -> list[str]:
@@ -238,11 +236,7 @@ def _existing(name: str, text: str | PurePath, storage_map: StorageMap) -> str |
         raw = raw.removeprefix("file://")
     elif "://" in raw:
         scheme = raw.partition("://")[0]
-        return (
-            raw
-            if scheme in ("s3", "gs", "gcs", "az", "abfs", "hdfs") and len(raw) > len(scheme) + 3
-            else None
-        )
+        return raw if scheme in ("s3", "gs", "gcs", "az", "abfs", "hdfs") and len(raw) > len(scheme) + 3 else None
     hinted = isinstance(text, PurePath) or any(word in name.lower() for word in _PATH_WORDS)
     if not raw.startswith(("/", "~")) and not (hinted or "/" in raw):
         return None

@@ -57,9 +57,7 @@ class Datasets:
     def add_file(self, path: str, storage: Storage) -> None:
         """A data file that is in use: files of one storage are one place, the folder that holds them all."""
         with self._lock:
-            folders = [
-                place for place, known in self._places.items() if self._key(known) == self._key(storage)
-            ]
+            folders = [place for place, known in self._places.items() if self._key(known) == self._key(storage)]
             if any(path == folder or path.startswith(folder.rstrip("/") + "/") for folder in folders):
                 return
             folder = os.path.dirname(path)  # noqa: PTH120

@@ -89,9 +89,7 @@ class StorageMap:
     at once, one of another mount namespace within 5 s.
     """
 
-    def __init__(
-        self, root: str | Path = "/", *, zpool: Callable[[str], Sequence[str]] | None = None
-    ) -> None:
+    def __init__(self, root: str | Path = "/", *, zpool: Callable[[str], Sequence[str]] | None = None) -> None:
         self._root = str(root).rstrip("/")
         self.devices = BlockDevices(root)
         self._zpool = zpool or _zpool_devices
@@ -297,9 +295,7 @@ class StorageMap:
             lower.append(self._of(below, table, depth + 1))
         if not lower or lower[0].kind != "block" or {item.device for item in lower} != {lower[0].device}:
             return storage
-        return replace(
-            storage, kind="block", device=lower[0].device, disks=lower[0].disks, layers=lower[0].layers
-        )
+        return replace(storage, kind="block", device=lower[0].device, disks=lower[0].disks, layers=lower[0].layers)
 
 
 class _MountChanges:
@@ -330,11 +326,7 @@ class _Table:
         self.paths: dict[str, Storage] = {}
         self.storages: dict[int, Storage] = {}
         self._children = {(mount.parent, mount.mount_point): mount for mount in self.mounts.values()}
-        tops = [
-            mount
-            for mount in self.mounts.values()
-            if mount.mount_point == "/" and mount.parent not in self.mounts
-        ]
+        tops = [mount for mount in self.mounts.values() if mount.mount_point == "/" and mount.parent not in self.mounts]
         tops = tops or [mount for mount in self.mounts.values() if mount.mount_point == "/"]
         self.root = self.below(tops[0], "/") if tops else None
 

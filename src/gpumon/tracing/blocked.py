@@ -76,9 +76,7 @@ class WaitPoints:
     is known. `reads` counts threads looked at; no look at helper threads begins once it has reached `limit`.
     """
 
-    def __init__(
-        self, storage_map: StorageMap, datasets: Datasets = DATASETS, machine: str | None = None
-    ) -> None:
+    def __init__(self, storage_map: StorageMap, datasets: Datasets = DATASETS, machine: str | None = None) -> None:
         self._storage_map = storage_map
         self._datasets = datasets
         self._calls = syscalls.table(machine)

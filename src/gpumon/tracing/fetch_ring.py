@@ -196,9 +196,7 @@ def _create(folder: str, pid: int, worker_id: int, serial: int) -> mmap.mmap:
         raise
     finally:
         os.close(descriptor)
-    _IDENTITY.pack_into(
-        shared, 0, _MAGIC, pid, start_time(pid) or 0, threading.get_native_id(), worker_id, serial
-    )
+    _IDENTITY.pack_into(shared, 0, _MAGIC, pid, start_time(pid) or 0, threading.get_native_id(), worker_id, serial)
     os.rename(name, name + SUFFIX)  # noqa: PTH104 - the reader sees whole headers only
     return shared
 
@@ -245,9 +243,7 @@ class RingReader:
         fetches = []
         while self._next <= written:
             number = self._next
-            head, *values, tail = _RECORD.unpack_from(
-                self._map, _HEADER_BYTES + number % CAPACITY * _RECORD.size
-            )
+            head, *values, tail = _RECORD.unpack_from(self._map, _HEADER_BYTES + number % CAPACITY * _RECORD.size)
             if head > number or tail > number:
                 self.lost += 1  # the writer came round while we read
             elif head == number == tail:

@@ -111,9 +111,8 @@ class TrainingReadings:
     def _fetch_time(self) -> Values:
         for (account, device, worker, call, file_system), seconds in list(self._fetches.time_s.items()):
             attributes: dict[str, m.AttributeValue] = {m.FETCH_ACCOUNT: account, m.WORKER_ID: worker}
-            for key, value in ((m.SYSTEM_DEVICE, device), (m.FETCH_CALL, call), (m.FETCH_FILE_SYSTEM, file_system)):
-                if value:
-                    attributes[key] = value
+            more = {m.SYSTEM_DEVICE: device, m.FETCH_CALL: call, m.FETCH_FILE_SYSTEM: file_system}
+            attributes |= {key: value for key, value in more.items() if value}
             yield seconds, attributes
 
     def _fetch_read(self) -> Values:
