@@ -31,7 +31,7 @@ scenarios: $(VENV)/.test  ## Train on slow, limited and healthy storage; judge e
 bench: $(VENV)/.test  ## What gpumon costs: per step, per import, per report
 	$(BIN)/python benchmarks/step_cost.py --check
 	$(BIN)/python benchmarks/import_cost.py --check
-	$(BIN)/python benchmarks/report_cost.py --check
+	$(BIN)/python -m pytest -q tests/analysis/test_report.py -k million --durations 1
 
 docs: $(VENV)/.test  ## Write the generated parts of docs/ anew
 	$(BIN)/python docs/generate.py

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ class ImageFiles(Dataset[tuple[torch.Tensor, int]]):  # type: ignore[misc, unuse
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         image = torch.frombuffer(raw, dtype=torch.uint8).view(SIDE, SIDE, 3)
-        return image.permute(2, 0, 1)[:, ::4, ::4].float() / 255, int(file.stem.rsplit("-", 1)[1])
+        return image.permute(2, 0, 1), int(file.stem.rsplit("-", 1)[1])
 
 
 def model() -> nn.Module:
@@ -50,7 +51,7 @@ def model() -> nn.Module:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=10.0, help="whole epochs, until so much time has passed")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
@@ -61,15 +62,18 @@ def main() -> None:
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     loss_of = nn.CrossEntropyLoss()
     loader = DataLoader(ImageFiles(options.folder), options.batch_size, shuffle=True, num_workers=options.workers)
-    for epoch in range(options.epochs):
+    until = time.monotonic() + options.seconds
+    epoch = 0
+    while time.monotonic() < until:
+        epoch += 1
         total = 0.0
         for images, labels in loader:
             optimizer.zero_grad()
-            loss = loss_of(network(images.to(device)), labels.to(device))
+            loss = loss_of(network(images.to(device)[:, :, ::4, ::4].float() / 255), labels.to(device))
             loss.backward()
             optimizer.step()
             total += loss.item()
-        print(f"epoch {epoch + 1}: loss {total / len(loader):.3f}", flush=True)
+        print(f"epoch {epoch}: loss {total / len(loader):.3f}", flush=True)
 
 
 if __name__ == "__main__":

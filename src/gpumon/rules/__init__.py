@@ -1,0 +1,21 @@
+"""Judgements over rows of views: pure functions, no clock, no I/O. The names that they may give:"""
+
+from typing import Final
+
+VERDICTS: Final = ("insufficient_data", "data_loading_bound", "compute_bound", "balanced")
+CAUSES: Final = (
+    "disk_slow",
+    "disk_quota",
+    "disk_contended",
+    "disk_saturated",
+    "memory_pressure",
+    "network_filesystem",
+    "network",
+    "loader_cpu",
+    "cpu_limit",
+    "too_few_workers",
+    "handover",
+    "worker_startup",
+    "unknown",
+)
+RULES: Final = ("DataLoadingBound", "FirstBatchSlow", "CollectorBlind")

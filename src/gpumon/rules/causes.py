@@ -82,7 +82,9 @@ def _is_handover(evidence: Evidence) -> bool:
     fetches = evidence.fetches
     if evidence.loader.workers == 0 or fetches.duty is None:
         return False
-    return fetches.handover_fraction >= limit.HANDOVER and fetches.duty < limit.BUSY_WORKERS
+    # Workers that wait for a CPU hand over late too: what they lack is the CPU.
+    starved = share(fetches.fraction("runnable"), fetches.fraction("cpu", "runnable")) >= limit.RUNNABLE_UNSURE[1]
+    return fetches.handover_fraction >= limit.HANDOVER and fetches.duty < limit.BUSY_WORKERS and not starved
 
 
 def _without_accounts(evidence: Evidence) -> Cause:
