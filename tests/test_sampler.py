@@ -333,3 +333,28 @@ def test_cpu_time_of_the_sampler_is_known(started):
     sampler = started({"host": Says(lambda: [Reading(m.CPU_BUSIEST, sum(range(100_000)))], 0.02)})
 
     assert eventually(lambda: sampler.cpu_ns > 1_000_000)
+
+
+def test_a_description_that_changes_replaces_the_old_one():
+    """An info series whose attributes changed is gone at once: no disk holds the data set and does not."""
+
+    class Disk:
+        interval_s = 3600.0
+        may_block = False
+        holds = False
+
+        def collect(self):
+            yield Reading(m.DISK_INFO, 1.0, {m.SYSTEM_DEVICE: "sda", m.DISK_HOLDS_DATASET: self.holds})
+
+    disk = Disk()
+    sampler = Sampler({"disk": disk})
+    sampler.start()
+    try:
+        sampler.collect_now()
+        disk.holds = True
+        sampler.collect_now()
+        given = [attributes[m.DISK_HOLDS_DATASET] for _, attributes in sampler.observe(m.DISK_INFO, 1)]
+    finally:
+        sampler.stop()
+
+    assert given == [True]

@@ -64,6 +64,8 @@ class _Series:
     marks: dict[int, _Mark] = field(default_factory=dict)
 
     def is_stale(self, now: float) -> bool:
+        if self.metric.name.endswith(".info") and self.now.at < self.entry.ended:
+            return True  # a description that changed: the old one must not stand beside the new one
         return now - self.now.at > STALE_INTERVALS * self.entry.interval_s + 1.0
 
 
