@@ -1,12 +1,13 @@
 """Loop shapes as people write them: each trains a small real model and says what a watcher should count.
 
-A shape is a function of a `Clock` that returns (parameters it trained, what is expected). The clock is the loop's
-own: it times the waits for training batches, to compare shares with.
+A shape is a function of a `Clock` that returns the model that it trained. The clock is the loop's own: it times the
+waits for training batches, to compare shares with.
 """
 
 import contextlib
 import itertools
 import queue
+import tempfile
 import threading
 import time
 
@@ -593,4 +594,235 @@ def zero_sub_groups(clock):
         loss_of(model, batch).backward()
         for _ in range(3):
             optimizer.step()
+    return model
+
+
+@shape(8, evaluation=4, share=False)
+def evaluation_of_4_left_by_break_with_grad_at_the_fetch(clock):
+    model, optimizer = build()
+    loader, held_out = DataLoader(Rows(), batch_size=4), DataLoader(Rows(48), batch_size=4)
+    for number, batch in enumerate(loader, 1):
+        update(model, optimizer, batch)
+        if number == 4:
+            for count, rows in enumerate(held_out, 1):
+                with torch.no_grad():
+                    loss_of(model, rows)
+                if count == 4:
+                    break
+    return model
+
+
+@shape(11, epochs=2, share=False)
+def curriculum_to_another_loader(clock):
+    model, optimizer = build()
+    for number, batch in enumerate(DataLoader(Rows(), batch_size=4), 1):
+        if number == 4:
+            break
+        update(model, optimizer, batch)
+    for batch in DataLoader(Rows(), batch_size=4):
+        update(model, optimizer, batch)
+    return model
+
+
+@shape(8, share=False)
+def the_shorter_loader_is_made_again_inside_the_step(clock):
+    model, optimizer = build()
+    short = DataLoader(Rows(12), batch_size=4)
+    others = iter(short)
+    for one in DataLoader(Rows(), batch_size=4):
+        try:
+            two = next(others)
+        except StopIteration:
+            others = iter(short)
+            two = next(others)
+        optimizer.zero_grad()
+        (loss_of(model, one) + loss_of(model, two)).backward()
+        optimizer.step()
+    return model
+
+
+@shape(8, epochs=2, samples=52, share=False)
+def a_second_loader_joins_late(clock):
+    model, optimizer = build()
+    others = iter(DataLoader(Rows(), batch_size=4))
+    for number, one in enumerate(DataLoader(Rows(), batch_size=4)):
+        optimizer.zero_grad()
+        loss = loss_of(model, one)
+        if number >= 3:
+            loss = loss + loss_of(model, next(others))
+        loss.backward()
+        optimizer.step()
+    return model
+
+
+@shape(16, epochs=2, samples=64)
+def wasserstein_gan_three_to_one(clock):
+    """Every update, of the critic or of the generator, uses a batch of its own."""
+    (critic, first), (generator, second) = build(), build(torch.optim.Adam)
+    loader = DataLoader(Rows(), batch_size=4)
+    for _ in range(2):
+        for number, batch in enumerate(clock.over(loader)):
+            update(*((generator, second) if number % 4 == 3 else (critic, first)), batch)
+    return nn.ModuleList([critic, generator])
+
+
+@shape(8, epochs=1)
+def an_optimizer_per_parameter_inside_backward(clock):
+    model, _ = build()
+    optimizers = {parameter: torch.optim.SGD([parameter], lr=0.01) for parameter in model.parameters()}
+
+    def apply(parameter):
+        optimizers[parameter].step()
+        optimizers[parameter].zero_grad()
+
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(apply)
+    for batch in clock.over(DataLoader(Rows(), batch_size=4)):
+        loss_of(model, batch).backward()
+    return model
+
+
+@shape(8, assumed=8, share=False)
+def a_compiled_optimizer_step(clock):
+    torch._dynamo.reset()
+    model, optimizer = build()
+
+    @torch.compile(backend="eager")
+    def compiled():
+        optimizer.step()
+
+    for batch in DataLoader(Rows(), batch_size=4):
+        optimizer.zero_grad()
+        loss_of(model, batch).backward()
+        compiled()
+    torch._dynamo.reset()
+    return model
+
+
+@shape(8, epochs=1)
+def gradient_checkpointing(clock):
+    """A backward within a backward."""
+    from torch.utils.checkpoint import checkpoint
+
+    model, optimizer = build()
+    for inputs, targets in clock.over(DataLoader(Rows(), batch_size=4)):
+        optimizer.zero_grad()
+        inputs.requires_grad_()
+        nn.functional.mse_loss(checkpoint(model, inputs, use_reentrant=True), targets).backward()
+        optimizer.step()
+    return model
+
+
+@shape(8, epochs=1)
+def an_optimizer_behind_super(clock):
+    """Its `step` calls the one of its base: nested updates."""
+
+    class Mine(torch.optim.SGD):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    model, optimizer = build(Mine)
+    for batch in clock.over(DataLoader(Rows(), batch_size=4)):
+        update(model, optimizer, batch)
+    return model
+
+
+@shape(7, failed=1, share=False)
+def the_dataset_raises_in_the_training_thread(clock):
+    model, optimizer = build()
+    iterator = iter(DataLoader(Rows(bad=13), batch_size=4))
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return model
+        except ValueError:
+            continue
+        update(model, optimizer, batch)
+
+
+@shape(0, failed=1, evaluation=3, share=False)
+def evaluation_raises(clock):
+    model, _ = build()
+    with contextlib.suppress(ValueError), torch.no_grad():
+        for batch in DataLoader(Rows(bad=13), batch_size=4):
+            loss_of(model, batch)
+    return model
+
+
+@shape(6, skipped=2, share=False)
+def a_scaler_without_a_loader(clock):
+    model, optimizer = build()
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for number in range(8):
+        optimizer.zero_grad()
+        loss = loss_of(model, (torch.ones(4, 8), torch.ones(4, 1)))
+        scaler.scale(loss * (float("inf") if number in (2, 5) else 1.0)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    return model
+
+
+@shape(8, epochs=1)
+def a_scaler_with_two_optimizers_of_which_one_is_skipped(clock):
+    """A step in which one optimizer updated is a step."""
+    (one, first), (two, second) = build(), build()
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for number, batch in enumerate(clock.over(DataLoader(Rows(), batch_size=4))):
+        first.zero_grad()
+        second.zero_grad()
+        scaler.scale(loss_of(one, batch) * (float("inf") if number in (2, 5) else 1.0)).backward()
+        scaler.scale(loss_of(two, batch)).backward()
+        scaler.step(first)
+        scaler.step(second)
+        scaler.update()
+    return nn.ModuleList([one, two])
+
+
+@shape(8, epochs=1, samples=32)
+def a_fetch_inside_the_closure(clock):
+    torch.manual_seed(0)
+    model = nn.Linear(8, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    batches = clock.over(DataLoader(Rows(), batch_size=4))
+    batches_left = 8
+
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_of(model, next(batches))
+        loss.backward()
+        return loss
+
+    while batches_left:
+        optimizer.step(closure)
+        batches_left -= 1
+    return model
+
+
+@shape(8, epochs=1)
+def zero_redundancy_optimizer(clock):
+    """Sharded optimizer under DDP, of one rank."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+    from torch.nn.parallel import DistributedDataParallel
+
+    with tempfile.TemporaryDirectory() as folder:
+        torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/ranks", rank=0, world_size=1)
+        try:
+            plain_model, _ = build()
+            model = DistributedDataParallel(plain_model)
+            optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.SGD, lr=0.01)
+            for batch in clock.over(DataLoader(Rows(), batch_size=4)):
+                update(model, optimizer, batch)
+        finally:
+            torch.distributed.destroy_process_group()
+    return plain_model
+
+
+@shape(1, epochs=1, samples=240, share=False)
+def accumulation_of_60(clock):
+    """Rounds without an update are micro-batches, once an update comes."""
+    model, optimizer = build()
+    for batch in DataLoader(Rows(240, sleep_s=0), batch_size=4):
+        loss_of(model, batch).backward()
+    optimizer.step()
     return model

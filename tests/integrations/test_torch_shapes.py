@@ -6,8 +6,16 @@ import torch
 from gpumon.integrations import torch as integration
 from gpumon.tracing.steps import StepTracer
 from integrations import loop_shapes
+from integrations.framework_shapes import FRAMEWORKS
 
 ROWS = []
+
+
+@pytest.fixture(autouse=True)
+def _deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def state(model):
@@ -29,10 +37,21 @@ def watched(function):
 @pytest.mark.parametrize("name", loop_shapes.SHAPES)
 def test_shape(name):
     """Steps, samples, epochs, evaluation, failed, skipped and assumed steps are what the loop did."""
-    function, expected = loop_shapes.SHAPES[name]
+    check(name, *loop_shapes.SHAPES[name])
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_framework(name):
+    """The same for loops that a framework writes."""
+    function, expected, missing = FRAMEWORKS[name]
+    if missing:
+        pytest.skip(f"pip install {missing}")
+    check(name, function, expected)
+
+
+def check(name, function, expected):
     expected = dict(expected)
     compare_share, bitwise = expected.pop("share", True), expected.pop("bitwise", True)
-    torch.use_deterministic_algorithms(True)
     without = state(function(loop_shapes.Clock()))
 
     totals, clock, weights = watched(function)
@@ -42,7 +61,7 @@ def test_shape(name):
         "steps": train.steps,
         "epochs": train.epochs,
         "samples": train.samples,
-        "failed": train.failures,
+        "failed": train.failures + validation.failures,
         "skipped": train.skipped,
         "assumed": train.assumed,
         "evaluation": validation.steps,
@@ -65,7 +84,7 @@ def test_shape(name):
 def test_table(capsys):
     """Prints what was expected and given, by shape."""
     with capsys.disabled():
-        print(f"\n{'shape':42}{'expected → given':60}share machine / loop")
+        print(f"\n{'shape':53}{'expected → given':62}share machine / loop")
         for name, expected, given, share, own in ROWS:
             both = ", ".join(f"{key} {expected[key]} → {given[key]}" for key in expected)
-            print(f"{name:42}{both:60}{share:.3f} / {'–' if own is None else f'{own:.3f}'}")
+            print(f"{name:53}{both:62}{share:.3f} / {'–' if own is None else f'{own:.3f}'}")

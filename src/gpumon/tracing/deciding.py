@@ -57,15 +57,15 @@ class Decider:
                 else:
                     self._newcomers[loader] = self.steps + 1
                     evaluation += item.fetches
-            elif previous and self.loader(last) not in previous and self._is_older(it):
+            elif previous and self.loader(last) not in previous and item.fetches[-1].begin < self._made_at(last):
                 pass  # left over by a loader that was replaced by another
             else:
                 training += item.fetches
         return sorted(training, key=_begin), sorted(evaluation, key=_begin)
 
-    def _is_older(self, it: int) -> bool:
+    def _made_at(self, it: int) -> int:
         known = self._iterations.get(it)
-        return known is None or known.after_step < self.steps
+        return known.made_at if known else 0
 
 
 def _begin(fetch: Fetch) -> int:

@@ -107,7 +107,7 @@ class Machine:
                 self._evaluate(self._pend.pop(it).fetches)
             elif self.decider.loader(it) == loader:
                 del self._pend[it]  # left by `break`
-        self.iterations[number] = Iteration(number, loader, (begin, end), self._idle_ns, self.decider.steps)
+        self.iterations[number] = Iteration(number, loader, begin, (begin, end), self._idle_ns, self.decider.steps)
         if len(self.iterations) > ITERATIONS:
             for old in list(self.iterations)[: ITERATIONS // 2]:
                 del self.iterations[old]

@@ -15,7 +15,8 @@ class Iteration:
 
     number: int
     loader: int
-    made: tuple[int, int] | None = None  # begin and end of `__iter__`
+    made_at: int = 0
+    made: tuple[int, int] | None = None  # begin and end of `__iter__`, until its first fetch
     idle_ns: int = 0  # the machine's `idle_ns` then
     after_step: int = 0  # steps closed before it was made
     fetches: int = 0
