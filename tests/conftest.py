@@ -29,11 +29,15 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_sessionfinish(session, exitstatus):
-    """With GPUMON_TEST_NO_SKIP a skipped test is a failure, but for the ones that need a real GPU."""
+    """With GPUMON_TEST_NO_SKIP a skipped test is a failure, but for those of a GPU or of an optional framework."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if reporter is None or not os.environ.get("GPUMON_TEST_NO_SKIP"):
         return
-    skipped = [report for report in reporter.stats.get("skipped", []) if "gpu" not in report.keywords]
+    skipped = [
+        report
+        for report in reporter.stats.get("skipped", [])
+        if "gpu" not in report.keywords and "pip install" not in str(report.longrepr)
+    ]
     if skipped and exitstatus == 0:
         for report in skipped:
             reporter.write_line(f"skipped, which is not allowed here: {report.nodeid}: {report.longrepr}", red=True)

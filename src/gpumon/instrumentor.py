@@ -1,7 +1,7 @@
 """In-process mode: puts the parts together for one process, and takes them apart again.
 
 training thread ─ stamps ─> StepTracer ─┐
-loader workers ─ accounts ─> FetchAccounts ─┤ one background thread folds, four times a second
+loader workers ─ accounts ─> FetchAccounts ─┤ one background thread folds, twice a second
 devices ─> collectors ─> Sampler ─┤
                                   └─> instruments and spans ─> Output (the application's providers, or ours)
 """
@@ -42,7 +42,7 @@ from gpumon.tracing.steps import StepTracer
 logger = logging.getLogger(__name__)
 
 RUN_ID_VARIABLE = "GPUMON_RUN_ID"  # set by `gpumon run`
-FOLD_S = 0.25
+FOLD_S = 0.5
 SETTLE_S = 1.25
 """A kept step's span waits this long for the device readings of its own window (disks: every second)."""
 

@@ -125,7 +125,6 @@ def _patch_fetch(torch: Any, tracer: StepTracer) -> None:
     base = torch.utils.data.dataloader._BaseDataLoaderIter
     original = base.__next__
     grad_enabled = torch.is_grad_enabled
-    tensor = torch.Tensor
     local = tracer.local
     fetches = tracer.fetches
 
@@ -176,7 +175,10 @@ def _patch_fetch(torch: Any, tracer: StepTracer) -> None:
                 st.inner = number
                 return batch
             data = batch[0] if type(batch) is list and batch else batch
-            samples = data.size(0) if type(data) is tensor and data.ndim else size_of(batch)
+            try:
+                samples = data.size(0)
+            except (AttributeError, IndexError, TypeError, RuntimeError):  # no tensor, or one without a dimension
+                samples = size_of(batch)
             if st.n == 5:  # Stamps.row, without the call
                 st.log.append((st.f0, st.f1, st.b0, st.b1, st.o0, st.o1, st.it, st.samples, begin))
             elif st.n:

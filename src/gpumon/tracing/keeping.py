@@ -12,8 +12,8 @@ SAMPLE_NS = 1_000_000_000  # one step is kept as an example per export window
 WAITING = 2048  # kept steps that wait for the background thread
 RECENT = 512  # steps whose median and 95th percentile say what is slow
 ENOUGH = 20  # of them, to say so
-SLOWEST = 2  # slow steps kept of one run of regular steps: a noisy machine has dozens a second
-AT_MOST = 8  # steps kept per second for one reason
+SLOWEST = 1  # slow steps kept of one run of regular steps: a noisy machine has dozens a second
+AT_MOST = {"slow": 2, "failed": 8, "first_of_epoch": 8, "sampled": 8}  # kept per second, stage and reason
 
 
 class _Slow:
@@ -101,7 +101,7 @@ class Keeper:
         second, count = self._counts.get(key, (-1, 0))
         if second != step.end_ns // SAMPLE_NS:
             second, count = step.end_ns // SAMPLE_NS, 0
-        if len(self._kept) >= WAITING or (count >= AT_MOST and self._keep != "all"):
+        if len(self._kept) >= WAITING or (count >= AT_MOST[step.keep_reason] and self._keep != "all"):
             self.not_kept += 1
             return
         self._counts[key] = second, count + 1
