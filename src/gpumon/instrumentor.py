@@ -21,6 +21,7 @@ from typing import Any
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
 
 from gpumon import metrics as m
+from gpumon._hook.sitecustomize import trains_elsewhere
 from gpumon.collectors.base import registered
 from gpumon.config import Config
 from gpumon.integrations import torch as torch_integration
@@ -64,8 +65,8 @@ class GpumonInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         return ()
 
     def _instrument(self, **options: Any) -> None:
-        if is_helper_process():
-            logger.debug("a helper process of multiprocessing: nothing to record")
+        if trains_elsewhere(getattr(sys, "orig_argv", sys.argv)):
+            logger.debug("a helper or a launcher: the training is in another process")
             return
         providers = {name: options.pop(name, None) for name in ("tracer_provider", "meter_provider", "logger_provider")}
         known = Config.__dataclass_fields__
@@ -81,20 +82,6 @@ class GpumonInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         if recording is not None:
             with guard("uninstrument"):
                 recording.stop()
-
-
-def is_helper_process(argv: Iterable[str] | None = None) -> bool:
-    """Whether this interpreter only serves another one: a spawn worker, forkserver or resource tracker."""
-    line = " ".join(sys.orig_argv if argv is None else argv)
-    return any(
-        mark in line
-        for mark in (
-            "multiprocessing.resource_tracker",
-            "multiprocessing.spawn",
-            "multiprocessing.forkserver",
-            "--multiprocessing-fork",
-        )
-    )
 
 
 class Recording:
