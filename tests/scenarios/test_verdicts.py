@@ -83,7 +83,7 @@ def test_a_quick_disk_and_a_heavy_model_are_bound_by_compute(slow_disk, tmp_path
     write_files(slow_disk.path, 300)
     slow_disk.drop_caches()
 
-    report, _ = train(tmp_path / "run", "--data", slow_disk.path, "--width", 4096, "--workers", 1)
+    report, _ = train(tmp_path / "run", "--data", slow_disk.path, "--width", 4096, "--workers", 1, "--epochs", 3)
 
     assert report["verdict"] == "compute_bound"
     assert alarms(report) == []
