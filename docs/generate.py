@@ -44,12 +44,13 @@ def commands_page() -> str:
 
     from gpumon.cli import commands
 
+    settings = {**commands.context_settings, "max_content_width": 100, "terminal_width": 100}
     parts = ["# Commands", "", "Written by `make docs` from `gpumon --help`.", ""]
-    context = click.Context(commands, info_name="gpumon", max_content_width=100, terminal_width=100)
+    context = click.Context(commands, info_name="gpumon", **settings)
     parts += ["## gpumon", "", "```text", commands.get_help(context), "```", ""]
     for name in sorted(commands.commands):
         command = commands.commands[name]
-        inner = click.Context(command, info_name=name, parent=context, max_content_width=100, terminal_width=100)
+        inner = click.Context(command, info_name=name, parent=context, **settings)
         parts += [f"## gpumon {name}", "", "```text", command.get_help(inner), "```", ""]
     return "\n".join(line.rstrip() for line in "\n".join(parts).split("\n"))
 

@@ -826,3 +826,18 @@ def accumulation_of_60(clock):
         loss_of(model, batch).backward()
     optimizer.step()
     return model
+
+
+@shape(8, epochs=1, samples=32)
+def batches_fetched_under_no_grad(clock):
+    model, optimizer = build()
+    batches = clock.over(DataLoader(Rows(), batch_size=4))
+
+    @torch.no_grad()
+    def batch_of():
+        return next(batches)
+
+    for _ in range(8):
+        update(model, optimizer, batch_of())
+    next(batches, None)
+    return model

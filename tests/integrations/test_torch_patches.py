@@ -291,3 +291,71 @@ def test_compiled_code_has_as_many_graphs_as_without_us(step_of):
 
     assert given == without
     assert given[0] >= 1
+
+
+def test_a_scaler_that_raises():
+    """The exception passes through, the step failed, and the next is a step again."""
+
+    class Raising(torch.optim.SGD):
+        raises = False
+
+        def step(self, closure=None):
+            if self.raises:
+                raise KeyError("mine")
+            return super().step(closure)
+
+    model, optimizer = build(Raising)
+    scaler = torch.amp.GradScaler("cpu")
+    with instrumented() as tracer:
+        for number, batch in enumerate(DataLoader(Rows(sleep_s=0), batch_size=4)):
+            optimizer.zero_grad()
+            scaler.scale(loss_of(model, batch)).backward()
+            optimizer.raises = number == 3
+            with pytest.raises(KeyError) if optimizer.raises else contextlib.nullcontext():
+                scaler.step(optimizer)
+            scaler.update()
+
+    train = tracer.totals.stage("train")
+    assert (train.steps, train.failures) == (7, 1)
+
+
+def test_an_iterator_s_numbers():
+    """Persistent workers: one serial, a generation per epoch, and the index of each batch within it."""
+    seen = []
+    loader = DataLoader(Rows(8, 0), batch_size=4, num_workers=1, persistent_workers=True)
+    with instrumented() as tracer:
+        tracer.on_iterator.append(lambda loader, serial: seen.append(serial))
+        for _ in range(3):
+            list(loader)
+        taken = tracer.take_fetches()
+
+    assert len(set(seen)) == 1
+    assert [(serial, generation, idx) for serial, generation, idx, _, _ in taken] == [
+        (seen[0], generation, idx) for generation in range(3) for idx in range(2)
+    ]
+    assert all(begin < end for *_, begin, end in taken)
+
+
+def test_what_fails_on_our_side_stays_there(monkeypatch):
+    """Without the tests' switch a failure of ours costs a figure, never a batch."""
+
+    def broken(*_arguments):
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.delenv("GPUMON_STRICT")
+    with instrumented() as tracer:
+        tracer.on_iterator.append(broken)
+        monkeypatch.setattr(integration, "size_of", broken)
+        loader = DataLoader([{"text": "a"}, {"text": "b"}], batch_size=1)
+        assert len(list(loader)) == 2
+
+
+def test_torchdata_is_put_back_too():
+    """Its loader makes iterators in a way of its own."""
+    pytest.importorskip("torchdata", reason="pip install torchdata")
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    before = StatefulDataLoader.__iter__
+    with instrumented():
+        assert StatefulDataLoader.__iter__ is not before
+    assert StatefulDataLoader.__iter__ is before

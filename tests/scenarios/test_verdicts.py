@@ -154,7 +154,7 @@ def hammer(other):
 
 def test_a_mount_with_latency_and_no_device_is_network_filesystem(slow_mount, tmp_path):
     """A FUSE file system answers late; there is no disk to name, the file system is named."""
-    write_files(slow_mount.path, 240)
+    write_files(slow_mount.path, 480)
     slow_mount.drop_caches()
     slow_mount.set_delay(0.04)
 
@@ -184,7 +184,7 @@ def test_a_slow_disk_whose_files_are_in_the_page_cache(slow_disk, tmp_path):
         file.read_bytes()
     slow_disk.set_delay(0.087)
 
-    report, _ = train(tmp_path / "run", "--data", slow_disk.path, "--width", 4096, "--epochs", 1)
+    report, _ = train(tmp_path / "run", "--data", slow_disk.path, "--width", 4096, "--epochs", 3)
 
     assert report["verdict"] in ("balanced", "compute_bound")
     assert alarms(report) == []

@@ -136,3 +136,103 @@ def test_a_dataloader_under_steps_is_counted_once(tracer):
     assert train.phase_ns["optimizer"] > 0
     assert train.phase_ns["data.wait"] > 0
     assert sum(train.phase_ns.values()) == train.step_ns
+
+
+@pytest.fixture
+def torch_tracer(tracer):
+    from gpumon.integrations import torch as integration
+
+    integration.instrument(tracer)
+    yield tracer
+    integration.uninstrument()
+
+
+def loop_of(batch_size=4, count=32, **options):
+    import torch
+    from torch.utils.data import DataLoader, TensorDataset
+
+    model = torch.nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loader = DataLoader(TensorDataset(torch.randn(count, 4)), batch_size=batch_size, **options)
+
+    def update(batch):
+        model(batch[0]).sum().backward()
+        optimizer.step()
+
+    return loader, model, update
+
+
+def test_batches_of_workers_are_known_under_steps(torch_tracer):
+    """What `FetchAccounts` links: iterator, index and wait of each batch; and the loader's settings."""
+    loader, _, update = loop_of(num_workers=1)
+    for batch in gpumon.steps(loader):
+        update(batch)
+
+    taken = torch_tracer.take_fetches()
+    assert [idx for _, _, idx, _, _ in taken] == list(range(8))
+    assert totals(torch_tracer).steps == 8
+    assert torch_tracer.loader.workers == 1
+
+
+def test_an_evaluation_inside_the_body_is_not_the_step_s(torch_tracer):
+    """A plain evaluation loop after the update ends the step; its batches are validation."""
+    import torch
+
+    loader, model, update = loop_of()
+    held_out, _, _ = loop_of(count=16)
+    for number, batch in enumerate(gpumon.steps(loader)):
+        update(batch)
+        if number % 4 == 3:
+            with torch.no_grad():
+                for rows in held_out:
+                    model(rows[0])
+                    time.sleep(0.005)
+
+    train = totals(torch_tracer)
+    assert (train.steps, train.samples) == (8, 32)
+    assert totals(torch_tracer, "validation").steps == 8
+    assert train.step_ns < 0.03e9
+
+
+def test_validation_steps_inside_training_steps(tracer):
+    """Steps of another stage end the step around them."""
+    for number, _batch in enumerate(gpumon.steps(slow(4, 0))):
+        if number == 1:
+            for _rows in gpumon.steps(slow(3), stage="validation"):
+                pass
+        with gpumon.step():  # the same stage again says nothing new
+            pass
+
+    assert totals(tracer).steps == 4
+    assert totals(tracer).step_ns < 0.01e9
+    assert totals(tracer, "validation").steps == 3
+
+
+def test_a_step_takes_the_batch_that_was_fetched_for_it(torch_tracer):
+    """`gpumon.step` in a loop over a DataLoader: the wait before it is the step's."""
+    loader, _, update = loop_of()
+    for batch in loader:
+        with gpumon.step():
+            update(batch)
+
+    train = totals(torch_tracer)
+    assert (train.steps, train.samples, train.epochs, train.first_of_epoch) == (8, 32, 1, 1)
+    assert train.phase_ns["data.wait"] > 0
+
+
+def test_phases_inside_an_automatic_step(torch_tracer):
+    """A named phase in a plain PyTorch loop: its time leaves the phase that it lies in."""
+    loader, _, update = loop_of()
+    for batch in loader:
+        with gpumon.phase("augment"):
+            time.sleep(0.005)
+        update(batch)
+        with gpumon.phase("checkpoint"):
+            time.sleep(0.002)
+
+    train = totals(torch_tracer)
+    assert train.steps == 8
+    assert 0.04 < train.phase_ns["augment"] / 1e9 < 0.06
+    assert train.phase_ns["checkpoint"] / 1e9 > 0.014 - 0.002  # the last is after the last update
+    assert train.phase_ns["forward"] / 1e9 < 0.03
+    assert sum(train.phase_ns.values()) == train.step_ns

@@ -60,7 +60,7 @@ def uninstrument() -> None:
     global _tracer
     tracer, _tracer = _tracer, None
     if tracer is not None:
-        tracer.on = False
+        tracer.stop()
     while _undo:
         with guard("uninstrument torch"):
             _undo.pop()()
@@ -71,7 +71,7 @@ def _in_child() -> None:
     """A forked loader worker must not stamp: nobody would empty its log."""
     global _tracer
     if _tracer is not None:
-        _tracer.on = False
+        _tracer.stop()
         _tracer = None
 
 
@@ -125,20 +125,21 @@ def _patch_fetch(torch: Any, tracer: StepTracer) -> None:
     base = torch.utils.data.dataloader._BaseDataLoaderIter
     original = base.__next__
     grad_enabled = torch.is_grad_enabled
-    local = tracer.local
+    tensor = torch.Tensor
+    ident = threading.get_ident
     fetches = tracer.fetches
 
     @functools.wraps(original)
     def __next__(self: Any) -> Any:
-        if not tracer.on:
-            return original(self)
-        try:
-            st = local.stamps
-        except AttributeError:
+        st = tracer.last
+        if st.ident != ident():
+            if not tracer.on:
+                return original(self)
             st = tracer.stamps()
-        outside = st.in_fetch
-        if outside == s.FETCHING:  # a loader inside a data set
-            return original(self)
+        if outside := st.in_fetch:
+            if outside == s.FETCHING:  # a loader inside a data set
+                return original(self)
+            st.inner = _number(self, tracer)  # `gpumon.steps` asked
         st.in_fetch = s.FETCHING
         account = tracer.account
         if account is not None:
@@ -166,18 +167,17 @@ def _patch_fetch(torch: Any, tracer: StepTracer) -> None:
             if account is not None:
                 account.end()
             try:
-                number = self._gpumon_number
+                number = self._gpumon[0]
             except AttributeError:
                 number = _number(self, tracer)
             if self._num_workers and getattr(self, "_in_order", True):  # else the index is not the batch's
-                fetches.append((self._gpumon_serial, self._gpumon_generation, self._rcvd_idx - 1, begin, end))
+                fetches.append((*self._gpumon[1:], self._rcvd_idx - 1, begin, end))
             if outside:
-                st.inner = number
                 return batch
             data = batch[0] if type(batch) is list and batch else batch
             try:
-                samples = data.size(0)
-            except (AttributeError, IndexError, TypeError, RuntimeError):  # no tensor, or one without a dimension
+                samples = data.shape[0] if type(data) is tensor else size_of(batch)
+            except IndexError:  # a tensor without a dimension
                 samples = size_of(batch)
             if st.n == 5:  # Stamps.row, without the call
                 st.log.append((st.f0, st.f1, st.b0, st.b1, st.o0, st.o1, st.it, st.samples, begin))
@@ -201,21 +201,21 @@ def _patch_fetch(torch: Any, tracer: StepTracer) -> None:
 
 
 def _number(iterator: Any, tracer: StepTracer) -> int:
-    """The number of an iterator that was made before we were there."""
-    number = iterator.__dict__.get("_gpumon_number")
-    if number is None:
+    """Of this iteration; given now where the iterator was made before we were there."""
+    mark: tuple[int, int, int] | None = iterator.__dict__.get("_gpumon")
+    if mark is None:
         number = tracer.next_number()
-        _mark(iterator, tracer, number, number, 0)
-    return int(number)
+        mark = _mark(iterator, tracer, number, number, 0)
+    return mark[0]
 
 
-def _mark(iterator: Any, tracer: StepTracer, number: int, serial: int, generation: int) -> None:
+def _mark(iterator: Any, tracer: StepTracer, number: int, serial: int, generation: int) -> tuple[int, int, int]:
     """*number* is of this iteration; *serial* of the iterator, which persistent workers serve for generations."""
-    iterator._gpumon_number = number
-    iterator._gpumon_serial = serial
-    iterator._gpumon_generation = generation
+    # One attribute: more of them make the iterator's own slower to look up.
+    iterator._gpumon = mark = number, serial, generation
     if not iterator._num_workers:
         tracer.inline.add(number)
+    return mark
 
 
 def _patch_iter(loader_class: Any, tracer: StepTracer) -> None:
@@ -230,12 +230,13 @@ def _patch_iter(loader_class: Any, tracer: StepTracer) -> None:
         if not tracer.on:
             return original(self)
         number = serial = tracer.next_number()
-        kept, loader = None, 0
+        kept, loader, generation = None, 0, 0
         with guard("a loader"):
             if getattr(self, "persistent_workers", False):
                 kept = getattr(self, "_iterator", None)
-            if kept is not None:
-                serial = getattr(kept, "_gpumon_serial", number)
+            if (before := getattr(kept, "_gpumon", None)) is not None:
+                _, serial, generation = before
+                generation += 1
             loader = _loader_number(self, tracer)
         for call in list(tracer.on_iterator):
             with guard("a new loader"):
@@ -245,7 +246,8 @@ def _patch_iter(loader_class: Any, tracer: StepTracer) -> None:
         end = clock()
         with guard("a new iterator"):
             st = tracer.stamps()
-            generation = getattr(iterator, "_gpumon_generation", -1) + 1 if iterator is kept else 0
+            if iterator is not kept:
+                generation = 0
             _mark(iterator, tracer, number, serial, generation)
             if st.in_fetch != s.FETCHING:
                 if st.n == 5:
@@ -281,30 +283,26 @@ def _settings(loader: Any) -> LoaderSettings:
     )
 
 
-def _compiling(torch: Any) -> Callable[[], bool]:
-    """Whether dynamo traces us; the cheapest of the functions that it folds away."""
-    compiling: Callable[[], bool] = getattr(torch.compiler, "is_dynamo_compiling", torch.compiler.is_compiling)
-    return compiling
-
-
 def _patch_backward(torch: Any, tracer: StepTracer) -> None:
-    wrapper = torch_backward.wrap(torch.autograd.backward, _compiling(torch), tracer)
+    wrapper = torch_backward.wrap(torch.autograd.backward, tracer)
     _replace(torch.autograd, "backward", wrapper)
 
 
 def _patch_update(torch: Any, tracer: StepTracer) -> None:
     from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-    compiling = _compiling(torch)
-    local = tracer.local
+    # The cheapest of the functions that dynamo folds away.
+    compiling = getattr(torch.compiler, "is_dynamo_compiling", torch.compiler.is_compiling)
+    ident = threading.get_ident
 
     # Dynamo traces these two: the first line folds them away, and nothing else may come before it.
     def before(optimizer: Any, args: Any, kwargs: Any) -> None:
-        if compiling() or not tracer.on:
+        if compiling():
             return
-        try:
-            st = local.stamps
-        except AttributeError:
+        st = tracer.last
+        if st.ident != ident():
+            if not tracer.on:
+                return
             st = tracer.stamps()
         if st.n == 3:
             st.opt = id(optimizer)
@@ -314,13 +312,14 @@ def _patch_update(torch: Any, tracer: StepTracer) -> None:
             st.event(s.UPDATE, clock(), id(optimizer))
 
     def after(optimizer: Any, args: Any, kwargs: Any) -> None:
-        if compiling() or not tracer.on:
+        if compiling():
             return
-        try:
-            st = local.stamps
-        except AttributeError:
+        st = tracer.last
+        if st.ident != ident():
+            if not tracer.on:
+                return
             st = tracer.stamps()
-        if st.n == 4 and st.opt == id(optimizer):
+        if st.n == 4:  # of the same optimizer: another one's begin would not have left it at 4
             st.o1 = clock()
             st.n = 5
         else:

@@ -13,8 +13,10 @@ from typing import Any, ClassVar
 from gpumon.tracing import stamps as s
 from gpumon.tracing.closing import Closer
 from gpumon.tracing.deciding import Decider
-from gpumon.tracing.open_step import Fetch, Iteration, Open, Pending, Update
+from gpumon.tracing.iterations import Iterations
+from gpumon.tracing.open_step import Fetch, Open, Pending
 from gpumon.tracing.records import Step, Totals
+from gpumon.tracing.updates import Update, Updates
 
 ASSUME_AFTER, ASSUME_AT_END = 64, 8
 """Rounds of fetch and backward without any update ever: from then on, or at the end, each is taken for a step.
@@ -23,8 +25,6 @@ Before that they may be the micro-batches of the first step.
 """
 BACKGROUND_AFTER = 32  # undecided fetches of a thread that trains nothing, while another one trains
 UNDECIDED = 1024  # fetches of one iteration; beyond, the older ones cannot be for a step
-STARTUP_GAP_NS = 50_000_000  # between a loader's `__iter__` and its first fetch, when both are one wait
-ITERATIONS = 4096
 UNKNOWN = "unknown"  # type of an exception that was caught out of our sight
 
 
@@ -33,7 +33,7 @@ class Machine:
 
     def __init__(self, totals: Totals, on_step: Callable[[Step], None], trains_elsewhere: Callable[[], bool]) -> None:
         self.totals = totals
-        self.iterations: dict[int, Iteration] = {}
+        self.iterations = Iterations()
         self.trains = False  # had a backward or an update
         self.decider = Decider(self.iterations)
         self._closer = Closer(totals, on_step)
@@ -42,30 +42,25 @@ class Machine:
         self._pend: dict[int, Pending] = {}
         self._last: Fetch | None = None  # the fetch of which it is not known yet what follows it
         self._last_it = 0
+        self._evaluated = False  # since the last step
         self._bound = 0  # end of the last closed thing
+        self._closed = 0  # end of the last step
         self._backward_ever = self._update_ever = self._assumes = False
         self._rounds: list[Open] = []
-        self._updates: list[Update] = []  # open ones, the outermost first
-        self._suspect = 0  # begin of a fetch while an update was open: did that raise?
+        self._updates = Updates()
         self._previous_event = s.FETCH
         self._backward_begin = 0
-        self._manual: tuple[str, int | None, bool] | None = None  # the training marks this step itself
-        self._idle_ns = self._idle_from = 0  # time between events
+        self._manual: tuple[str, int | None, bool, int] | None = None  # the training marks this step itself
 
     def feed(self, event: tuple[Any, ...]) -> None:
         if len(event) == s.ROW:
-            f0, f1, b0, b1, o0, o1, it, samples, _ = event
-            for part in (
-                (s.FETCH, f0, f1, None, it, True, samples),
-                (s.BACKWARD, b0),
-                (s.BACKWARD_END, b1, None),
-                (s.UPDATE, o0, 0),
-                (s.UPDATE_END, o1, 0),
-            ):
+            for part in s.events_of(event):
                 self.feed(part)
             return
         kind = event[0]
         if kind != s.PHASE:
+            if kind == s.BACKWARD:
+                self._reconsider()
             self._follow(event[1])
         self._handlers[kind](self, *event[1:])
         if kind not in (s.ITERATOR, s.FETCH, s.PHASE):
@@ -80,8 +75,7 @@ class Machine:
 
     def accepts(self, begin: int, it: int) -> bool:
         """Whether the regular step that *begin*s now may be summed as it is; closes what it ends."""
-        known = self.iterations.get(it)
-        if known is None or not known.fed or self._pend or self._updates or self._rounds or self._manual:
+        if self._pend or self._updates or self._rounds or self._manual or not self.iterations.fed(it):
             return False
         cur = self._cur
         if cur is not None:
@@ -95,8 +89,10 @@ class Machine:
         """Regular steps were summed, with a batch of each of *its*."""
         self.trains = self._backward_ever = self._update_ever = True
         self._assumes = False
-        self._bound = self._idle_from = end
-        self.decider.fed({self.iterations[its[-1]].loader}, len(its))
+        self._bound = self._closed = end
+        self._evaluated = False
+        self.iterations.ends(end)
+        self.decider.fed({self.iterations.loader(its[-1])}, len(its))
 
     # -- events -------------------------------------------------------------------------------------
 
@@ -105,30 +101,26 @@ class Machine:
         for it, pending in list(self._pend.items()):
             if pending.stopped:
                 self._evaluate(self._pend.pop(it).fetches)
-            elif self.decider.loader(it) == loader:
+            elif self.iterations.loader(it) == loader:
                 del self._pend[it]  # left by `break`
-        self.iterations[number] = Iteration(number, loader, begin, (begin, end), self._idle_ns, self.decider.steps)
-        if len(self.iterations) > ITERATIONS:
-            for old in list(self.iterations)[: ITERATIONS // 2]:
-                del self.iterations[old]
-        self._idle_from = end
+        self.iterations.make(number, loader, begin, end, self.decider.steps)
+        self.iterations.ends(end)
 
     def _fetch(self, begin: int, end: int, outcome: str | None, it: int, grad: bool, samples: int) -> None:
-        self._idle_from = end
+        self.iterations.ends(end)
         if not self._manual:
             self._boundary(begin)
         for other in [key for key, pending in self._pend.items() if pending.stopped and key != it]:
             self._evaluate(self._pend.pop(other).fetches)
-        known = self.iterations.setdefault(it, Iteration(it, -it, fetches=1))
-        fetch = Fetch(begin, end, it, samples, known.fetches == 0, grad, self._startup(known))
         if outcome == "stop":
             if it in self._pend:
                 self._pend[it].stopped = True
             if self._cur is None:
                 self._bound = max(self._bound, end)
             return
-        known.fetches += 1
-        self._last = fetch
+        fetch = self._last = self.iterations.fetch(it, begin, end, grad, samples, self.decider.steps)
+        self.totals.loader_startup_ns += self.iterations.outside_ns
+        self.iterations.outside_ns = 0
         if outcome is not None:
             self._fail(fetch, outcome)
         elif self._manual and (grad or self._manual[0] != "train"):
@@ -150,10 +142,9 @@ class Machine:
 
     def _backward(self, begin: int) -> None:
         self.trains = self._backward_ever = True
-        if self._suspect:
-            if self._updates and self._updates[0].has_backward:
-                self._update_raised()
-            self._suspect = 0
+        if self._updates.suspect_at and self._updates.is_no_closure():
+            self._update_raised()
+        self._updates.suspect_at = 0
         self._backward_begin = begin
         cur = self._current(begin)
         if cur is not None:
@@ -176,13 +167,8 @@ class Machine:
         self._open_update(begin, opt, by_scaler=False)
 
     def _update_end(self, end: int, opt: int) -> None:
-        if not any(update.opt == opt and not update.by_scaler for update in self._updates):
-            return
-        self._suspect = 0
-        while (update := self._updates.pop()).opt != opt or update.by_scaler:
-            pass
-        cur = self._cur
-        if cur is not None:
+        update, cur = self._updates.end(opt), self._cur
+        if update is not None and cur is not None:
             cur.real_updates += 1
             cur.add("optimizer", update.begin, end)
             if not self._updates:
@@ -192,13 +178,8 @@ class Machine:
         self._open_update(begin, opt, by_scaler=True)
 
     def _scaler_end(self, end: int, opt: int, error: str | None) -> None:
-        if not any(update.by_scaler for update in self._updates):
-            return
-        self._suspect = 0
-        while not (update := self._updates.pop()).by_scaler:
-            pass
-        cur = self._cur
-        if cur is not None:
+        update, cur = self._updates.end_scaler(), self._cur
+        if update is not None and cur is not None:
             cur.add("optimizer", update.begin, end)
             cur.failed = error or cur.failed
             if not self._updates and error is None:
@@ -210,7 +191,6 @@ class Machine:
             return
         if cur is not None and cur.updates and not self._updates and not cur.since_update:
             return  # that step was done
-        self._suspect = 0
         self._updates.clear()
         if (cur := self._current(at)) is not None:
             cur.failed = kind
@@ -219,37 +199,36 @@ class Machine:
     def _phase(self, name: str, begin: int, end: int) -> None:
         self._closer.phase(name, begin, end)
 
-    def _begin_step(self, at: int, got: int, stage: str, epoch: int | None, first: bool, it: int) -> None:
-        self._end_step(at, None, 0)  # the loop around this one
-        self._suspect = 0
+    def _begin_step(self, at: int, got: int, stage: str, epoch: int | None, first: bool, it: int, samples: int) -> None:
+        self._end_step(at, None)  # the loop around this one
         self._updates.clear()
         self._boundary(at)
-        self._join_rounds()
-        self._cur, fetches = None, []
-        if not got:
-            fetches = self._decide()
+        self._rounds.clear()  # micro-batches of no step
+        self._cur = None
+        for it in [it for it, pending in self._pend.items() if pending.stopped]:
+            self._evaluate(self._pend.pop(it).fetches)
+        fetches = [] if got else self._decide()
         self._pend.clear()
-        cur = self._cur = Open(min([at, *(fetch.from_ for fetch in fetches)]))
-        cur.mark = cur.cursor = cur.begin
+        cur = self._open(min([at, *(fetch.from_ for fetch in fetches)]))
         self._take(fetches)
         if got:
             cur.add("data.wait", at, got)
             cur.mark = got
-        if it in self.iterations:
-            self.decider.previous = {self.iterations[it].loader}
-        self._manual = (stage, epoch, first)
+        if it:
+            self.decider.previous = {self.iterations.loader(it)}
+        self._manual = (stage, epoch, first, samples)
         if stage == "train":
             self.trains = self._update_ever = True
         if first:
             self._closer.begin_epoch(stage)
 
-    def _end_step(self, at: int, failed: str | None, samples: int) -> None:
+    def _end_step(self, at: int, failed: str | None) -> None:
         manual, cur = self._manual, self._cur
         if manual is None:
             return
         if cur is not None:
             cur.failed = failed or cur.failed
-            self._close(at, samples=samples)
+            self._close(at)
         self._manual = None
         self._updates.clear()
 
@@ -273,7 +252,7 @@ class Machine:
         self._follow(at)
         cur = self._cur
         if self._manual:
-            self._end_step(at, None, 0)
+            self._end_step(at, None)
         elif cur is not None and self._updates and self._previous_event == s.UPDATE_END:
             self._updated_at_last()
             self._close(cur.update_end)
@@ -290,7 +269,7 @@ class Machine:
         if not self.trains and self._trains_elsewhere():
             self._fetched_for_others()
         for it, pending in self._pend.items():
-            if pending.stopped or self.decider.loader(it) not in self.decider.ever:
+            if pending.stopped or self.iterations.loader(it) not in self.decider.ever:
                 self._evaluate(pending.fetches)
         self._pend.clear()
         self._updates.clear()
@@ -299,21 +278,28 @@ class Machine:
 
     def _follow(self, at: int) -> None:
         """Something begins: what came before it ends here."""
-        if self._idle_from:
-            self._idle_ns += max(0, at - self._idle_from)
-        self._idle_from = at
+        self.iterations.begins(at)
         fetch, self._last = self._last, None
         if fetch is not None:
             fetch.until = at
             if fetch.evaluates:
                 self._evaluate([fetch])
 
+    def _reconsider(self) -> None:
+        """A backward with no other batch than one fetched with gradients off: that one was for training."""
+        fetch = self._last
+        if fetch is None or not fetch.evaluates or self._cur or self._pend or self._manual or self._evaluated:
+            return
+        fetch.evaluates = False
+        self._last_it = fetch.it
+        self._pend[fetch.it] = Pending([fetch])
+
     def _boundary(self, at: int) -> None:
         """A fetch or a new iterator: closes the step whose update is done."""
         cur = self._cur
         if self._updates:
             if self._previous_event != s.UPDATE_END:  # it raised, or this is a fetch of its closure
-                self._suspect = self._suspect or at
+                self._updates.suspect_at = self._updates.suspect_at or at
                 return
             self._updated_at_last()
         if cur is None:
@@ -325,7 +311,7 @@ class Machine:
             if self._assumes:
                 self._close(at, assumed=True)
                 return
-            cur.update_end = self._bound = at
+            cur.update_end = self._bound = self._closed = at
             self._rounds.append(cur)
             self._cur = None
             if len(self._rounds) >= ASSUME_AFTER:
@@ -340,25 +326,29 @@ class Machine:
         if cur is None:
             fetches = self._decide()
             begin = min((fetch.from_ for fetch in fetches), default=self._bound or at)
-            cur = self._cur = Open(begin, mark=begin, cursor=begin)
+            cur = self._open(begin)
             self._take(fetches)
         elif self._pend:
             self._take(self._decide())
         return cur
 
+    def _open(self, begin: int) -> Open:
+        begin = max(begin, self._closed)
+        self._cur = Open(begin, mark=begin, cursor=begin)
+        return self._cur
+
     def _open_update(self, begin: int, opt: int, *, by_scaler: bool) -> None:
         self.trains = self._update_ever = True
         self._assumes = False
-        if self._suspect and not (self._updates and self._updates[-1].by_scaler):
+        if self._updates.suspect_at and not self._updates.is_within_scaler():
             self._update_raised()
-        self._suspect = 0
+        self._updates.suspect_at = 0
         cur = self._current(begin)
         if cur is None:
             return
         self._join_rounds()
-        last = self._updates[-1] if self._updates else None
-        if last and last.opt == opt and last.has_backward and cur.begins > last.begins and not last.by_scaler:
-            self._updates.clear()  # raised, and tried again after another backward
+        if self._updates.is_tried_again(opt, cur.begins):
+            self._updates.clear()
         if self._backward_begin:
             cur.add("backward", self._backward_begin, begin)
         if not self._updates:
@@ -367,7 +357,7 @@ class Machine:
                 cur = self._split(cur)
             cur.mark = max(cur.mark, begin)
         has_backward = cur.since_update > 0 and not self._backward_begin
-        self._updates.append(Update(begin, opt, by_scaler, cur.begins, has_backward))
+        self._updates.begin(Update(begin, opt, by_scaler, cur.begins, has_backward))
         cur.opts[opt] = cur.begins
 
     def _updated_at_last(self) -> None:
@@ -378,7 +368,7 @@ class Machine:
 
     def _update_raised(self) -> None:
         """An update has no end, and a fetch and then training followed: it raised, and the step ended there."""
-        at, self._suspect = self._suspect, 0
+        at = self._updates.suspect_at
         self._updates.clear()
         if self._cur is not None and not self._manual:
             self._cur.failed = self._cur.failed or UNKNOWN
@@ -386,6 +376,7 @@ class Machine:
         for pending in self._pend.values():
             self._evaluate([fetch for fetch in pending.fetches if not fetch.grad])
             pending.fetches = [fetch for fetch in pending.fetches if fetch.grad]
+        self._pend = {it: pending for it, pending in self._pend.items() if pending.fetches}
 
     def _split(self, cur: Open) -> Open:
         """The same optimizer again, after a backward and no fetch: the next step began after its last update."""
@@ -404,22 +395,21 @@ class Machine:
             cur.fetches[:0] = [fetch for earlier in rounds for fetch in earlier.fetches]
             cur.parts[:0] = [part for earlier in rounds for part in earlier.parts]
 
+    def _settle_rounds(self) -> None:
+        """What ends now failed before any update was seen: micro-batches of it, or steps before it."""
+        if len(self._rounds) < ASSUME_AT_END:
+            self._join_rounds()
+        else:
+            cur = self._cur
+            self._take_rounds()
+            self._cur = cur
+
     def _take_rounds(self) -> None:
         rounds, self._rounds = self._rounds, []
         for self._cur in rounds:
             self._close(self._cur.update_end, assumed=True)
 
     # -- fetches ------------------------------------------------------------------------------------
-
-    def _startup(self, known: Iteration) -> tuple[int, int] | None:
-        """The start of a loader's workers, where the first fetch followed; that is one wait."""
-        made, known.made = known.made, None
-        if made is None:
-            return None
-        if self._idle_ns - known.idle_ns < STARTUP_GAP_NS and known.after_step == self.decider.steps:
-            return made
-        self.totals.loader_startup_ns += made[1] - made[0]
-        return None
 
     def _fail(self, fetch: Fetch, kind: str) -> None:
         if self._manual:
@@ -430,11 +420,11 @@ class Machine:
         self._pend.pop(fetch.it, None)
         stage = "train"
         if self._cur is None:
-            self._cur = Open(fetch.from_, cursor=fetch.from_)
+            self._open(fetch.from_)
             stage = "train" if fetch.grad else "validation"
+        assert self._cur is not None
         self._cur.take([fetch])
         self._cur.failed = kind
-        self._suspect = 0
         self._updates.clear()
         self._close(fetch.end, stage=stage)
 
@@ -465,18 +455,22 @@ class Machine:
 
     # -- closing ------------------------------------------------------------------------------------
 
-    def _close(self, end: int, *, assumed: bool = False, stage: str = "train", samples: int = 0) -> None:
+    def _close(self, end: int, *, assumed: bool = False, stage: str = "train") -> None:
+        if self._rounds and not assumed:
+            self._settle_rounds()
         cur, self._cur = self._cur, None
         assert cur is not None
-        epoch, begins_epoch = None, False
+        epoch, begins_epoch, samples = None, False, 0
         if self._manual:
-            stage, epoch, begins_epoch = self._manual
+            stage, epoch, begins_epoch, samples = self._manual
             cur.real_updates = cur.updates
         if stage == "train":
-            self.decider.fed({self.decider.loader(fetch.it) for fetch in cur.fetches}, 1)
+            self.decider.fed({self.iterations.loader(fetch.it) for fetch in cur.fetches}, 1)
         self._closer.step(cur, end, stage, epoch=epoch, first=begins_epoch, samples=samples, assumed=assumed)
-        self._bound = end
+        self._bound = self._closed = end
+        self._evaluated = False
 
     def _evaluate(self, fetches: list[Fetch]) -> None:
         for fetch in fetches:
             self._bound = max(self._bound, self._closer.evaluation(fetch))
+            self._evaluated = True

@@ -48,7 +48,7 @@ def _steps(batches: Iterable[T], epoch: int | None, stage: str) -> Iterator[T]:
     if st is None or stage in st.manual:
         yield from batches
         return
-    first, is_open, samples = True, False, 0
+    first, is_open = True, False
     st.manual.append(stage)
     try:
         asked = clock()
@@ -63,21 +63,21 @@ def _steps(batches: Iterable[T], epoch: int | None, stage: str) -> Iterator[T]:
                 break
             except BaseException as error:
                 end = clock()
-                st.event(s.BEGIN, asked, end, stage, epoch, first, st.inner)
-                st.event(s.END, end, type(error).__name__, 0)
+                st.event(s.BEGIN, asked, end, stage, epoch, first, st.inner, 0)
+                st.event(s.END, end, type(error).__name__)
                 raise
             finally:
                 st.in_fetch = outside
-            st.event(s.BEGIN, asked, clock(), stage, epoch, first, st.inner)
-            is_open, first, samples = True, False, size_of(batch)
+            st.event(s.BEGIN, asked, clock(), stage, epoch, first, st.inner, size_of(batch))
+            is_open, first = True, False
             yield batch
             asked = clock()
-            st.event(s.END, asked, None, samples)
+            st.event(s.END, asked, None)
             is_open = False
     finally:
         # A `break`, or an exception in the loop's body, which a generator cannot tell apart.
         if is_open:
-            st.event(s.END, clock(), None, samples)
+            st.event(s.END, clock(), None)
         _leave(st, stage)
 
 
@@ -100,7 +100,7 @@ class step:
         if st is not None and self._stage not in st.manual:
             self._stamps = st
             st.manual.append(self._stage)
-            st.event(s.BEGIN, clock(), 0, self._stage, self._epoch, False, 0)
+            st.event(s.BEGIN, clock(), 0, self._stage, self._epoch, False, 0, self._samples)
         return self
 
     def __exit__(
@@ -108,7 +108,7 @@ class step:
     ) -> None:
         st, self._stamps = self._stamps, None
         if st is not None:
-            st.event(s.END, clock(), kind.__name__ if kind is not None else None, self._samples)
+            st.event(s.END, clock(), kind.__name__ if kind is not None else None)
             _leave(st, self._stage)
 
 

@@ -53,17 +53,6 @@ class Pending:
 
 
 @dataclass(slots=True)
-class Update:
-    """An update in progress."""
-
-    begin: int
-    opt: int
-    by_scaler: bool
-    begins: int  # backwards begun in this step before it
-    has_backward: bool  # since the update before
-
-
-@dataclass(slots=True)
 class Open:
     """The step in progress. `parts` do not overlap, and are in time order."""
 

@@ -7,6 +7,7 @@ events. Both go into one list in time order, which a background thread takes and
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 # A row: (fetch begin, fetch end, backward begin, end, update begin, end, iterator, samples, end of the step)
@@ -23,8 +24,8 @@ ROW = 9
     SCALER_END,  # end, optimizer, None | type of the exception
     UNCAUGHT,  # at, type of the exception
     PHASE,  # name, begin, end
-    BEGIN,  # at, end of the wait for its batch | 0, stage, epoch, is first of an iteration, iterator | 0
-    END,  # at, None | type of the exception, samples
+    BEGIN,  # at, end of the wait for its batch | 0, stage, epoch, is first of an iteration, iterator | 0, samples
+    END,  # at, None | type of the exception
 ) = range(12)
 
 LOG_LIMIT = 1_000_000  # entries; nobody takes them any more
@@ -36,12 +37,13 @@ class Stamps:
     """One training thread's slots and its log."""
 
     __slots__ = (
-        "b0", "b1", "f0", "f1", "in_backward", "in_fetch", "inner", "it", "log", "manual", "n", "o0", "o1",
+        "b0", "b1", "f0", "f1", "ident", "in_backward", "in_fetch", "inner", "it", "log", "manual", "n", "o0", "o1",
         "opt", "samples", "thread",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.thread = threading.current_thread()
+        self.ident = threading.get_ident()
         self.log: list[tuple[Any, ...]] = []
         self.n = 0  # how far the regular step has come: 1 fetched, 2 and 3 backward, 4 and 5 update
         self.in_fetch = OUTSIDE
@@ -78,3 +80,18 @@ class Stamps:
             log.append((UPDATE, self.o0, self.opt))
         if n > 4:
             log.append((UPDATE_END, self.o1, self.opt))
+
+
+NOBODY = Stamps()
+"""Of no thread."""
+NOBODY.ident = 0
+
+
+def events_of(row: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+    """A row as events, but for its end: what comes next says that."""
+    f0, f1, b0, b1, o0, o1, it, samples, _ = row
+    yield FETCH, f0, f1, None, it, True, samples
+    yield BACKWARD, b0
+    yield BACKWARD_END, b1, None
+    yield UPDATE, o0, 0
+    yield UPDATE_END, o1, 0

@@ -6,6 +6,7 @@ irregular goes through the boundary rules (`machine.py`).
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
@@ -18,11 +19,12 @@ from gpumon.tracing import stamps as s
 from gpumon.tracing.keeping import Keeper
 from gpumon.tracing.machine import Machine
 from gpumon.tracing.records import Step, Totals
-from gpumon.tracing.stamps import Stamps
+from gpumon.tracing.stamps import NOBODY, Stamps
 
 INLINE = 4096  # iterators known to fetch in the training thread
 TakenFetch = tuple[int, int, int, int, int]
 """A batch taken from worker processes: iterator's serial, generation, idx, begin and end of the wait."""
+_numbers = itertools.count(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +63,12 @@ class StepTracer:
         self.inline: set[int] = set()  # iterators that fetch in the training thread
         self.inline_fetches = (0, 0)  # how many of those fetches there were, and their wall time [ns]
         self.local = threading.local()  # .stamps: the slots of this thread
+        self.last = NOBODY  # of the thread that asked last: cheaper to look at than `local`
         self._pid = os.getpid()
         self._threads: list[tuple[Stamps, Machine]] = []
         self._lock = threading.Lock()
         self._draining = threading.Lock()
         self._keeper = Keeper(keep)
-        self._numbers = 0
         self._loader: LoaderSettings | None = None
         self._trained = False  # in a thread that is over
 
@@ -77,7 +79,9 @@ class StepTracer:
         found: Stamps | None = getattr(self.local, "stamps", None)
         if found is None:
             found = self._caller() or self._add()
-            self.local.stamps = found
+            self.local.stamps, self.local.leaving = found, _Leaving(self)
+        if self.on:
+            self.last = found
         return found
 
     def _add(self) -> Stamps:
@@ -94,11 +98,14 @@ class StepTracer:
         callers = [stamps for stamps, _ in list(self._threads) if stamps.in_backward]
         return callers[0] if len(callers) == 1 else None
 
+    def stop(self) -> None:
+        """Stamp nothing any more; who looks at `last` asks whether we are `on`."""
+        self.on = False
+        self.last = NOBODY
+
     def next_number(self) -> int:
-        """A number for an iteration over a loader."""
-        with self._lock:
-            self._numbers += 1
-            return self._numbers
+        """A number for an iteration over a loader; no other tracer of this process gives it too."""
+        return next(_numbers)
 
     @property
     def loader(self) -> LoaderSettings | None:
@@ -190,10 +197,9 @@ class StepTracer:
                 index += 1
                 continue
             until = index + 1
-            known = machine.iterations
             while until < count and len(taken[until]) == s.ROW:
                 it = taken[until][6]
-                if it != item[6] and not (it in known and known[it].fed):
+                if it != item[6] and not machine.iterations.fed(it):
                     break  # a first batch is judged by the rules
                 until += 1
             self._sum(machine, taken[index:until])
@@ -248,3 +254,13 @@ class StepTracer:
         else:
             stage.failures += 1
         self._keeper.step(step)
+
+
+class _Leaving:
+    """Lies in a thread's local storage, which goes before its ident can be another thread's."""
+
+    def __init__(self, tracer: StepTracer) -> None:
+        self._tracer = tracer
+
+    def __del__(self) -> None:
+        self._tracer.last = NOBODY
