@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 
 from gpumon.metrics import DURATION_BOUNDS
 
@@ -29,19 +28,17 @@ class Buckets:
             self.max_s = seconds
 
     def add_ns(self, nanoseconds: Sequence[int]) -> None:
-        """Add many durations at once: one sort and one look-up per bound, not per value."""
+        """Add many durations at once: one sort and one look-up per bucket, not per value."""
         if not nanoseconds:
             return
         ordered = sorted(nanoseconds)
-        sums = [0, *accumulate(ordered)]
         low = 0
-        for index, bound in enumerate((*DURATION_BOUNDS, float("inf"))):
-            high = bisect_right(ordered, bound * 1e9)
-            if high > low:
-                self.counts[index] += high - low
-                self.sums[index] += (sums[high] - sums[low]) / 1e9
-                low = high
-            if low == len(ordered):
-                break
+        while low < len(ordered):
+            index = bisect_left(DURATION_BOUNDS, ordered[low] / 1e9)
+            bound = DURATION_BOUNDS[index] * 1e9 if index < len(DURATION_BOUNDS) else float("inf")
+            high = bisect_right(ordered, bound, low + 1)
+            self.counts[index] += high - low
+            self.sums[index] += sum(ordered[low:high]) / 1e9
+            low = high
         self.min_s = min(self.min_s, ordered[0] / 1e9)
         self.max_s = max(self.max_s, ordered[-1] / 1e9)

@@ -159,7 +159,8 @@ class Recording:
                 with guard("sampler"):
                     self._sampler = make_sampler(self._config)
                     self._sampler.start()
-            self._fold()
+            if time.monotonic() - self._folded > FOLD_S / 2:  # an export folds too
+                self._fold()
 
     def _fold(self, *, last: bool = False) -> None:
         """Fold what the training stored since, and end the spans of the steps that were kept."""

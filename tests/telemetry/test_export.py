@@ -1,7 +1,6 @@
 """Our own providers: what cannot be written waits, within a bound, and is counted when it is given up."""
 
 import pytest
-from opentelemetry.metrics import Observation
 from opentelemetry.sdk.resources import Resource
 
 from gpumon import metrics as m
@@ -46,7 +45,7 @@ def sink():
 
 def an_export(sink, buckets=None, **options):
     source = [(m.STEP_DURATION, {m.STAGE: "train"}, buckets)] if buckets else []
-    return Export(RESOURCE, sink, Reader(lambda: source, RESOURCE), **options)
+    return Export(RESOURCE, sink, Reader(lambda *_: (), lambda: source, RESOURCE), **options)
 
 
 def end_spans(export, count):
@@ -139,23 +138,6 @@ def test_a_flood_of_spans_is_bounded(sink):
     assert len(numbers(sink)) == MAX_SPANS
     assert numbers(sink)[-1] == MAX_SPANS + 9
     assert export.spans_dropped == 10
-
-
-def test_histograms_lie_in_the_same_scope_as_the_instruments(sink):
-    """Our histograms and the SDK's metrics are one scope of one resource."""
-    buckets = Buckets()
-    buckets.add(0.1)
-    export = an_export(sink, buckets)
-    meter = export.meter_provider.get_meter(m.SCOPE)
-    meter.create_observable_gauge("gauge", [lambda _: [Observation(1.5)]])
-    export.collect()
-    export.flush()
-    ((_, data),) = sink.written
-    (item,) = data.resource_metrics
-    (scoped,) = item.scope_metrics
-
-    assert [metric.name for metric in scoped.metrics] == ["gauge", "gpumon.step.duration"]
-    assert item.resource is RESOURCE
 
 
 def test_an_empty_histogram_is_absent(sink):

@@ -22,7 +22,7 @@ import wrapt
 from gpumon.tracing import stamps as s
 from gpumon.tracing.batch import size_of
 from gpumon.tracing.guard import guard
-from gpumon.tracing.stamps import Stamps
+from gpumon.tracing.stamps import FETCHING, Stamps
 from gpumon.tracing.steps import LoaderSettings, StepTracer
 
 from . import torch_backward
@@ -120,6 +120,12 @@ def _replace(owner: Any, name: str, new: Any) -> None:
 
 _MISSING = object()
 
+INLINE, WORKERS, OUT_OF_ORDER = range(3)
+"""How an iterator fetches: in the training thread, in workers, in workers whose index is not the batch's."""
+
+Mark = tuple[int, int, int, int]
+"""(number of the iteration, INLINE | WORKERS | OUT_OF_ORDER, serial of the iterator, its generation)"""
+
 
 def _patch_fetch(torch: Any, tracer: StepTracer) -> None:
     base = torch.utils.data.dataloader._BaseDataLoaderIter
@@ -136,14 +142,19 @@ def _patch_fetch(torch: Any, tracer: StepTracer) -> None:
             if not tracer.on:
                 return original(self)
             st = tracer.stamps()
-        if outside := st.in_fetch:
-            if outside == s.FETCHING:  # a loader inside a data set
-                return original(self)
-            st.inner = _number(self, tracer)  # `gpumon.steps` asked
-        st.in_fetch = s.FETCHING
+        outside = st.in_fetch
+        if outside == FETCHING:  # a loader inside a data set
+            return original(self)
+        try:
+            number, kind, serial, generation = self._gpumon
+        except AttributeError:
+            number, kind, serial, generation = _marked(self, tracer)
+        if outside:
+            st.inner = number  # `gpumon.steps` asked
+        st.in_fetch = FETCHING
         account = tracer.account
         if account is not None:
-            if account.armed and not self._num_workers:
+            if kind == INLINE and account.armed:
                 account.begin()
             else:
                 account = None
@@ -158,20 +169,16 @@ def _patch_fetch(torch: Any, tracer: StepTracer) -> None:
                 if account is not None:
                     account.end(not is_stop)
                 if not outside:
-                    kind = "stop" if is_stop else type(error).__name__
-                    st.event(s.FETCH, begin, end, kind, _number(self, tracer), grad_enabled(), 0)
+                    outcome = "stop" if is_stop else type(error).__name__
+                    st.event(s.FETCH, begin, end, outcome, number, grad_enabled(), 0)
             raise
         end = clock()
         st.in_fetch = outside
         try:
             if account is not None:
                 account.end()
-            try:
-                number = self._gpumon[0]
-            except AttributeError:
-                number = _number(self, tracer)
-            if self._num_workers and getattr(self, "_in_order", True):  # else the index is not the batch's
-                fetches.append((*self._gpumon[1:], self._rcvd_idx - 1, begin, end))
+            if kind == WORKERS:
+                fetches.append((serial, generation, self._rcvd_idx - 1, begin, end))
             if outside:
                 return batch
             data = batch[0] if type(batch) is list and batch else batch
@@ -200,20 +207,23 @@ def _patch_fetch(torch: Any, tracer: StepTracer) -> None:
     _replace(base, "__next__", __next__)
 
 
-def _number(iterator: Any, tracer: StepTracer) -> int:
-    """Of this iteration; given now where the iterator was made before we were there."""
-    mark: tuple[int, int, int] | None = iterator.__dict__.get("_gpumon")
+def _marked(iterator: Any, tracer: StepTracer) -> Mark:
+    """The mark of an iterator that was made before we were there."""
+    mark: Mark | None = iterator.__dict__.get("_gpumon")
     if mark is None:
         number = tracer.next_number()
         mark = _mark(iterator, tracer, number, number, 0)
-    return mark[0]
+    return mark
 
 
-def _mark(iterator: Any, tracer: StepTracer, number: int, serial: int, generation: int) -> tuple[int, int, int]:
+def _mark(iterator: Any, tracer: StepTracer, number: int, serial: int, generation: int) -> Mark:
     """*number* is of this iteration; *serial* of the iterator, which persistent workers serve for generations."""
+    kind = INLINE
+    if getattr(iterator, "_num_workers", 0):
+        kind = WORKERS if getattr(iterator, "_in_order", True) else OUT_OF_ORDER
     # One attribute: more of them make the iterator's own slower to look up.
-    iterator._gpumon = mark = number, serial, generation
-    if not iterator._num_workers:
+    iterator._gpumon = mark = number, kind, serial, generation
+    if kind == INLINE:
         tracer.inline.add(number)
     return mark
 
@@ -235,7 +245,7 @@ def _patch_iter(loader_class: Any, tracer: StepTracer) -> None:
             if getattr(self, "persistent_workers", False):
                 kept = getattr(self, "_iterator", None)
             if (before := getattr(kept, "_gpumon", None)) is not None:
-                _, serial, generation = before
+                *_, serial, generation = before
                 generation += 1
             loader = _loader_number(self, tracer)
         for call in list(tracer.on_iterator):
@@ -249,7 +259,7 @@ def _patch_iter(loader_class: Any, tracer: StepTracer) -> None:
             if iterator is not kept:
                 generation = 0
             _mark(iterator, tracer, number, serial, generation)
-            if st.in_fetch != s.FETCHING:
+            if st.in_fetch != FETCHING:
                 if st.n == 5:
                     st.row(begin)
                 st.event(s.ITERATOR, begin, end, number, loader)

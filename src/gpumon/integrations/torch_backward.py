@@ -13,6 +13,7 @@ from time import perf_counter_ns as clock
 from typing import Any
 
 from gpumon.tracing import stamps as s
+from gpumon.tracing.stamps import Stamps
 from gpumon.tracing.steps import StepTracer
 
 _PARAMETERS = ["tensors", "grad_tensors", "retain_graph", "create_graph", "grad_variables", "inputs"]
@@ -37,35 +38,29 @@ def wrap(original: Callable[..., Any], tracer: StepTracer) -> Callable[..., Any]
             if not tracer.on:
                 return original(tensors, grad_tensors, retain_graph, create_graph, grad_variables, inputs)
             st = tracer.stamps()
-        if st.in_backward:  # checkpointing: a backward within a backward
-            return original(tensors, grad_tensors, retain_graph, create_graph, grad_variables, inputs)
-        st.in_backward = True
-        is_regular = st.n == 1
-        if is_regular:
+        if st.n == 1:  # the regular step's; `st.n` says meanwhile that it runs
             st.n = 2
             st.b0 = clock()
-        else:
-            st.event(s.BACKWARD, clock())
-        try:
-            result = original(tensors, grad_tensors, retain_graph, create_graph, grad_variables, inputs)
-        except BaseException as error:
-            st.in_backward = False
-            st.event(s.BACKWARD_END, clock(), type(error).__name__)
-            raise
-        st.in_backward = False
-        if is_regular and st.n == 2:
-            st.b1 = clock()
-            st.n = 3
-        else:
-            st.event(s.BACKWARD_END, clock(), None)
-        return result
+            try:
+                result = original(tensors, grad_tensors, retain_graph, create_graph, grad_variables, inputs)
+            except BaseException as error:
+                st.event(s.BACKWARD_END, clock(), type(error).__name__)
+                st.in_backward = False
+                raise
+            if st.n == 2:
+                st.b1 = clock()
+                st.n = 3
+            else:
+                st.event(s.BACKWARD_END, clock(), None)
+                st.in_backward = False
+            return result
+        if st.is_in_backward:  # checkpointing: a backward within a backward
+            return original(tensors, grad_tensors, retain_graph, create_graph, grad_variables, inputs)
+        return irregular(st, tensors, grad_tensors, retain_graph, create_graph, grad_variables, inputs)
 
-    @functools.wraps(original)
-    def backward_of_another_version(*args: Any, **kwargs: Any) -> Any:
-        if not tracer.on or (st := tracer.stamps()).in_backward:
-            return original(*args, **kwargs)
-        st.in_backward = True
+    def irregular(st: Stamps, *args: Any, **kwargs: Any) -> Any:
         st.event(s.BACKWARD, clock())
+        st.in_backward = True
         failed = None
         try:
             return original(*args, **kwargs)
@@ -73,8 +68,14 @@ def wrap(original: Callable[..., Any], tracer: StepTracer) -> Callable[..., Any]
             failed = type(error).__name__
             raise
         finally:
-            st.in_backward = False
             st.event(s.BACKWARD_END, clock(), failed)
+            st.in_backward = False
+
+    @functools.wraps(original)
+    def backward_of_another_version(*args: Any, **kwargs: Any) -> Any:
+        if not tracer.on or (st := tracer.stamps()).is_in_backward:
+            return original(*args, **kwargs)
+        return irregular(st, *args, **kwargs)
 
     is_known = list(inspect.signature(original).parameters) == _PARAMETERS
     return backward if is_known else backward_of_another_version

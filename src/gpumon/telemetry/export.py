@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from opentelemetry.sdk._logs import LoggerProvider
-from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import MetricsData
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
@@ -55,7 +54,6 @@ class Export:
         self._reader = reader
         self._spans, self._logs = _SpanBuffer(), _LogBuffer()
         # The SDK's own exit hooks would wait for a full export timeout: the caller has a deadline instead.
-        self.meter_provider = MeterProvider([reader], resource, shutdown_on_exit=False)
         self.tracer_provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self.tracer_provider.add_span_processor(self._spans)
         self.logger_provider = LoggerProvider(resource=resource, shutdown_on_exit=False)

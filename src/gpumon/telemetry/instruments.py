@@ -1,4 +1,4 @@
-"""Observable instruments for the whole catalogue; their callbacks only read memory.
+"""Observable instruments for the whole catalogue, on an application's providers; callbacks only read memory.
 
 The API cannot remove a callback, and a second `create_observable_*` of the same name silently drops the new
 one. So instruments are made once per meter provider and read from the one `HUB`, whose source comes and goes
@@ -33,7 +33,7 @@ HistogramSource = Callable[[], Iterable[tuple[Metric, Attributes, Buckets]]]
 class Hub:
     """Where every callback reads; empty outside of `instrument()` … `uninstrument()` and in forked children.
 
-    `attributes` go onto the points of every provider that is not ours (ours says them in its resource).
+    `attributes` go onto the points of these providers; our own export says them in its resource.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,24 @@ class Hub:
     def detach(self) -> None:
         self._source, self.attributes = None, {}
 
-    def instrument(self, provider: MeterProvider, *, is_own: bool = False) -> None:
+    def values(self, metric: Metric, reader: int) -> Iterable[tuple[float, Attributes]]:
+        """Of every series of *metric* now; nothing where nobody is attached, and in a forked child.
+
+        A forked DataLoader worker inherits the application's metric readers, and the SDK restarts their
+        threads there: it must not report the parent's series a second time.
+        """
+        source = self._source
+        if source is None or os.getpid() != self._pid:
+            return ()
+        try:
+            return list(source(metric, reader))
+        except Exception:  # the SDK would log a traceback at every export
+            logger.debug("no values for %s", metric.name, exc_info=True)
+            if os.environ.get("GPUMON_STRICT") == "1":
+                raise
+            return ()
+
+    def instrument(self, provider: MeterProvider) -> None:
         """Create every observable instrument on *provider*, once."""
         if provider in self._providers:
             return
@@ -56,25 +73,12 @@ class Hub:
         meter = provider.get_meter(SCOPE, __version__, SCHEMA_URL)
         for metric in CATALOGUE:
             if metric.kind != "histogram":
-                callback = self._callback(metric, is_own)
-                _create(meter, metric)(metric.name, [callback], metric.unit, metric.description)
+                _create(meter, metric)(metric.name, [self._callback(metric)], metric.unit, metric.description)
 
-    def _callback(self, metric: Metric, is_own: bool) -> Callable[[CallbackOptions], Iterable[Observation]]:
+    def _callback(self, metric: Metric) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def observe(_: CallbackOptions) -> Iterable[Observation]:
-            source = self._source
-            # A forked DataLoader worker inherits the application's metric readers, and the SDK restarts
-            # their threads there: it must not report the parent's series a second time.
-            if source is None or os.getpid() != self._pid:
-                return ()
-            extra = {} if is_own else self.attributes
-            try:
-                values = source(metric, _reader())
-                return [Observation(value, {**attributes, **extra}) for value, attributes in values]
-            except Exception:  # the SDK would log a traceback at every export
-                logger.debug("no values for %s", metric.name, exc_info=True)
-                if os.environ.get("GPUMON_STRICT") == "1":
-                    raise
-                return ()
+            values = self.values(metric, _reader())
+            return [Observation(value, {**attributes, **self.attributes}) for value, attributes in values]
 
         return observe
 

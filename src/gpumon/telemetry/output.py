@@ -215,8 +215,8 @@ class Output:
         else:
             sink = OtlpSink(self._config.endpoint)
         described = resource(self.service, self.run_id)
-        own = Export(described, sink, Reader(self._source, described, for_otlp=self._kind == "otlp"))
-        HUB.instrument(own.meter_provider, is_own=True)
+        reader = Reader(HUB.values, self._source, described, for_otlp=self._kind == "otlp")
+        own = Export(described, sink, reader)
         self._own_tracer = own.tracer_provider.get_tracer(m.SCOPE, __version__, m.SCHEMA_URL)
         return own
 

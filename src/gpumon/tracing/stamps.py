@@ -45,13 +45,17 @@ class Stamps:
         self.thread = threading.current_thread()
         self.ident = threading.get_ident()
         self.log: list[tuple[Any, ...]] = []
-        self.n = 0  # how far the regular step has come: 1 fetched, 2 and 3 backward, 4 and 5 update
+        self.n = 0  # how far the regular step has come: 1 fetched, 2 in backward, 3 after it, 4 in update, 5 after it
         self.in_fetch = OUTSIDE
-        self.in_backward = False
+        self.in_backward = False  # in one that `n` does not tell of
         self.inner = 0  # the iterator that gave the batch that `gpumon.steps` asked for
         self.manual: list[str] = []  # stages of the steps that the training marks itself
         self.f0 = self.f1 = self.b0 = self.b1 = self.o0 = self.o1 = self.it = self.samples = 0
         self.opt = 0
+
+    @property
+    def is_in_backward(self) -> bool:
+        return self.n == 2 or self.in_backward
 
     def row(self, end: int) -> None:
         """Log the regular step in the slots; *end* is the begin of what comes next."""
@@ -69,6 +73,7 @@ class Stamps:
     def flush(self) -> None:
         """What the slots hold, as events: the step did not stay regular."""
         n, self.n = self.n, 0
+        self.in_backward = self.in_backward or n == 2
         log = self.log
         if n > 0:
             log.append((FETCH, self.f0, self.f1, None, self.it, True, self.samples))

@@ -95,7 +95,7 @@ class StepTracer:
         """The slots of the thread whose backward this thread of autograd's runs: it waits meanwhile."""
         if threading.get_ident() in threading._active:  # type: ignore[attr-defined]
             return None
-        callers = [stamps for stamps, _ in list(self._threads) if stamps.in_backward]
+        callers = [stamps for stamps, _ in list(self._threads) if stamps.is_in_backward]
         return callers[0] if len(callers) == 1 else None
 
     def stop(self) -> None:
@@ -171,29 +171,18 @@ class StepTracer:
     def _trains_beside(self, own: Stamps) -> bool:
         return self._trained or any(machine.trains for stamps, machine in list(self._threads) if stamps is not own)
 
-    def _count_inline(self, taken: list[tuple[Any, ...]]) -> None:
-        inline = self.inline
-        if not inline:
-            return
-        walls = [item[1] - item[0] for item in taken if len(item) == s.ROW and item[6] in inline]
-        for item in taken:
-            if len(item) == s.ROW:
-                continue
-            is_fetch = item[0] == s.FETCH and item[3] is None and item[4] in inline
-            if is_fetch or (item[0] == s.BEGIN and item[6] in inline):
-                walls.append(item[2] - item[1])
+    def _count_inline(self, walls: list[int]) -> None:
         self.inline_fetches = (self.inline_fetches[0] + len(walls), self.inline_fetches[1] + sum(walls))
-        if len(inline) > INLINE:
-            newest = max(inline)
-            self.inline = {number for number in inline if number > newest - INLINE // 4}
+        if len(self.inline) > INLINE:
+            newest = max(self.inline)
+            self.inline = {number for number in self.inline if number > newest - INLINE // 4}
 
     def _fold(self, machine: Machine, taken: list[tuple[Any, ...]]) -> None:
-        self._count_inline(taken)
         index, count = 0, len(taken)
         while index < count:
             item = taken[index]
             if len(item) != s.ROW or not machine.accepts(item[0], item[6]):
-                machine.feed(item)
+                self._feed(machine, item)
                 index += 1
                 continue
             until = index + 1
@@ -204,6 +193,20 @@ class StepTracer:
                 until += 1
             self._sum(machine, taken[index:until])
             index = until
+
+    def _feed(self, machine: Machine, item: tuple[Any, ...]) -> None:
+        """What is irregular."""
+        if len(item) == s.ROW:
+            it, wall = item[6], item[1] - item[0]
+        elif item[0] == s.FETCH and item[3] is None:
+            it, wall = item[4], item[2] - item[1]
+        elif item[0] == s.BEGIN:
+            it, wall = item[6], item[2] - item[1]
+        else:
+            it = None
+        if it in self.inline:
+            self._count_inline([wall])
+        machine.feed(item)
 
     def _sum(self, machine: Machine, rows: list[tuple[int, ...]]) -> None:
         """Sum regular steps by columns."""
@@ -226,7 +229,10 @@ class StepTracer:
         for name, ns in phases.items():
             stage.phase_ns[name] = stage.phase_ns.get(name, 0) + ns
         stage.durations.add_ns(durations)
-        stage.waits.add_ns([end - begin for end, begin in zip(f1, f0, strict=True)])
+        waits = [end - begin for end, begin in zip(f1, f0, strict=True)]
+        stage.waits.add_ns(waits)
+        if not self.inline.isdisjoint(its):
+            self._count_inline([wall for it, wall in zip(its, waits, strict=True) if it in self.inline])
         machine.sum(its, ends[-1])
 
     def _count(self, step: Step) -> None:
