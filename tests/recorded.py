@@ -140,6 +140,24 @@ class Disk:
 
 
 @dataclass
+class Gpu:
+    """A GPU during one second."""
+
+    name: str = "GPU-0"
+    index: int = 0
+    busy: float = 0.97
+    celsius: float = 80.0
+    clock_hz: float = 1.98e9
+    throttled: dict[str, float] = field(default_factory=dict)  # share of the second, by reason
+    watts: float = 640.0
+    memory_bytes: float = 40 * 2**30
+    width: int = 16
+    generation: int = 5
+    state: str = "ok"
+    uncorrected: int = 0  # errors per second
+
+
+@dataclass
 class Training:
     """One second of a training, in the figures that its metrics have; change it between windows."""
 
@@ -164,7 +182,7 @@ class Training:
     throttled_fraction: float | None = None  # of quota periods
     refaulted_bytes_per_s: float = 0.0
     limit_hits_per_s: float = 0.0
-    gpu: float | None = None
+    gpus: list[Gpu] = field(default_factory=list)
     epochs_per_s: float = 0.05
     first_wait_s: float = 0.0  # of each epoch's first step, on top of the regular wait
     extra: list = field(default_factory=list)
@@ -293,6 +311,11 @@ def _sums(t, seconds):
             yield m.DISK_IO, size * seconds, {**at, m.DISK_IO_DIRECTION: direction}
             yield m.DISK_OPERATIONS, operations, {**at, m.DISK_IO_DIRECTION: direction}
             yield m.DISK_OPERATION_TIME, operations * disk.await_s, {**at, m.DISK_IO_DIRECTION: direction}
+    for gpu in t.gpus:
+        at = {m.HW_ID: gpu.name, m.GPU_INDEX: gpu.index}
+        for reason in ("sw_power_cap", "sw_thermal_slowdown", "hw_thermal_slowdown"):
+            yield m.GPU_THROTTLE_TIME, gpu.throttled.get(reason, 0.0) * seconds, {**at, m.GPU_THROTTLE_REASON: reason}
+        yield m.ERRORS, gpu.uncorrected * seconds, {**at, m.HW_TYPE: "gpu", m.ERROR_TYPE: "uncorrected"}
     yield m.PROCESS_CPU_TIME, t.trainer_cpus * seconds, {m.PROCESS_ROLE: "trainer", m.CPU_MODE: "user"}
     if t.throttled_fraction is not None:
         yield m.CPU_PERIODS, 10 * seconds, {}
@@ -313,8 +336,24 @@ def _gauges(t):
         (m.CPU_UTILIZATION, 1 - t.cpu_utilization, {m.CPU_MODE: "idle"}),
         (m.COLLECTOR_UP, 1, {m.COLLECTOR: "disk"}),
     ]
-    if t.gpu is not None:
-        points.append((m.GPU_UTILIZATION, t.gpu, {m.HW_ID: "GPU-0", m.GPU_INDEX: 0, "hw.gpu.task": "general"}))
+    for gpu in t.gpus:
+        at = {m.HW_ID: gpu.name, m.GPU_INDEX: gpu.index}
+        points += [
+            (m.GPU_UTILIZATION, gpu.busy, {**at, m.HW_GPU_TASK: "general"}),
+            (m.TEMPERATURE, gpu.celsius, {**at, m.HW_ID: f"{gpu.name}/core", m.HW_PARENT: gpu.name}),
+            (m.TEMPERATURE_LIMIT, 89.0, {**at, m.HW_LIMIT_TYPE: "high.degraded"}),
+            (m.GPU_CLOCK_FREQUENCY, gpu.clock_hz, {**at, m.GPU_CLOCK: "sm"}),
+            (m.POWER, gpu.watts, {**at, m.HW_TYPE: "gpu"}),
+            (m.GPU_POWER_LIMIT, 700.0, at),
+            (m.GPU_MEMORY_USAGE, gpu.memory_bytes, at),
+            (m.GPU_MEMORY_LIMIT, 80 * 2**30, at),
+            (m.GPU_PCIE_WIDTH, gpu.width, at),
+            (m.GPU_PCIE_WIDTH_LIMIT, 16, at),
+            (m.GPU_PCIE_GENERATION, gpu.generation, at),
+            (m.GPU_PCIE_GENERATION_LIMIT, 5, at),
+            *((m.STATUS, int(gpu.state == state), {**at, m.HW_STATE: state}) for state in ("ok", "degraded", "failed")),
+            (m.GPU_INFO, 1, {**at, m.HW_MODEL: "NVIDIA H100", m.HW_DRIVER_VERSION: "580.159"}),
+        ]
     for disk in t.disks:
         at = {m.SYSTEM_DEVICE: disk.name}
         if disk.queue or disk.reads_per_s:

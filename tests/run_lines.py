@@ -46,3 +46,13 @@ def resource(directory: Path) -> dict[str, Any]:
     return {
         item["key"]: next(iter(item["value"].values())) for item in line["resourceMetrics"][0]["resource"]["attributes"]
     }
+
+
+def all_points(directory: Path) -> Iterator[dict[str, Any]]:
+    """Every point of every metric, with the name of its metric."""
+    for line in lines(directory, "metrics"):
+        for resource in line["resourceMetrics"]:
+            for scope in resource["scopeMetrics"]:
+                for metric in scope["metrics"]:
+                    data = next(metric[kind] for kind in ("gauge", "sum", "histogram") if kind in metric)
+                    yield from ({"metric": metric["name"], **point} for point in data["dataPoints"])

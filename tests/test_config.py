@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gpumon.config import Config
+from gpumon.config import Config, Options
 
 
 def test_defaults():
@@ -51,6 +51,21 @@ def test_arguments_win():
     assert Config.load(environment, data_paths=[Path("/a"), "/b"]).data_paths == ("/a", "/b")
 
 
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [("otlp+file", "otlp+file"), ("FILE + auto", "auto+file"), ("file+file", "file"), ("file+otlp", "otlp+file")],
+)
+def test_two_places(given, taken):
+    """A run directory and OTLP at once; the order says nothing."""
+    assert Config.load({"GPUMON_EXPORT": given}).export == taken
+
+
+def test_options_say_nothing_by_themselves():
+    """OpenTelemetry's declarative configuration passes every field on: only what is said may reach `load`."""
+    assert set(vars(Options())) == set(Config.__dataclass_fields__)
+    assert set(vars(Options()).values()) == {None}
+
+
 def test_an_empty_variable_is_not_set():
     """`GPUMON_EXPORT=` in a shell means the default."""
     assert Config.load({"GPUMON_EXPORT": "", "GPUMON_COLLECTORS": ""}) == Config()
@@ -65,7 +80,9 @@ def test_no_collectors_at_all():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"export": "files"}, ["export", "auto, otlp, file, none", "files"]),
+        ({"export": "files"}, ["export", "auto, otlp, file, none, auto+file, otlp+file", "files"]),
+        ({"export": "none+file"}, ["export", "auto+file", "none+file"]),
+        ({"export": "otlp+"}, ["export", "otlp+file"]),
         ({"spans": "some"}, ["spans", "default, all, none"]),
         ({"intervals": "disk"}, ["intervals", "collector=seconds"]),
         ({"intervals": {"disk": "soon"}}, ["intervals", "collector=seconds"]),

@@ -42,7 +42,7 @@ def instrument(
     Args:
         service_name: what the run is called; default `OTEL_SERVICE_NAME`, else the script's name.
         export: `auto` (default: the application's providers, else OTLP where an endpoint is named, else a
-            run directory under `gpumon-runs/`), `otlp`, `file`, or `none`.
+            run directory under `gpumon-runs/`), `otlp`, `file`, `otlp+file` or `auto+file` (both), or `none`.
         endpoint: OTLP endpoint; default `OTEL_EXPORTER_OTLP_ENDPOINT`.
         run_dir: the run directory to write; implies `file`.
         data_paths: files or folders that hold the data set; found by themselves when not given.

@@ -124,6 +124,77 @@ def report(run: Path | None, as_json: bool) -> None:
 
 
 @commands.command()
+@click.argument("fields", nargs=-1, metavar="[FIELD]...")
+@click.option(
+    "--every",
+    type=click.FloatRange(0.05, 86400),
+    default=5.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Seconds between rows; the first one comes after as many.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["csv", "json"]),
+    default="csv",
+    show_default=True,
+    help="A table with a header, or an object per line.",
+)
+@click.option("--count", type=click.IntRange(1), metavar="N", help="End after N ticks.")
+@click.option(
+    "--device",
+    "devices",
+    multiple=True,
+    metavar="PATTERN",
+    help="Only this device (nvme0n1, sda1, gpu0, a GPU's UUID), or those like 'nvme*'; may be repeated. "
+    "Default: all GPUs and whole disks.",
+)
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Append to FILE instead of stdout."
+)
+@click.option(
+    "--rotate-mb",
+    type=click.FloatRange(0),
+    default=64.0,
+    show_default=True,
+    metavar="MIB",
+    help="Size at which FILE becomes FILE.1; five older ones are kept. 0: never.",
+)
+@click.option("--list", "as_list", is_flag=True, help="Print all fields with unit, origin and meaning.")
+def sample(
+    fields: tuple[str, ...],
+    every: float,
+    form: str,
+    count: int | None,
+    devices: tuple[str, ...],
+    out: Path | None,
+    rotate_mb: float,
+    as_list: bool,
+) -> None:
+    """Log GPUs and disks as rows on one time line.
+
+    FIELD is a name of nvidia-smi (utilization.gpu), of iostat (r_await), or of a metric
+    (gpumon.disk.await[read]); units and formulas are those of the tool that the name is from.
+    One row per device and tick: time, device, type, then the fields; empty where a device has none.
+
+    \b
+    Examples:
+        gpumon sample
+        gpumon sample utilization.gpu memory.used r/s r_await %util --every 1
+        gpumon sample --out gpu.csv --every 10
+        gpumon sample --format json --count 1 | jq .
+        gpumon sample --list
+    """
+    from gpumon import sample as sampling
+
+    if as_list:
+        click.echo("\n".join(sampling.describe()))
+        return
+    sampling.sample(fields, every_s=every, form=form, count=count, out=out, rotate_mb=rotate_mb, devices=devices)
+
+
+@commands.command()
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Any
 
-EXPORTS = ("auto", "otlp", "file", "none")
+EXPORTS = ("auto", "otlp", "file", "none", "auto+file", "otlp+file")
 SPANS = ("default", "all", "none")
 
 
@@ -53,6 +53,11 @@ class Config:
         return cls(**values)
 
 
+Options: Any = make_dataclass("Options", [(item.name, Any, None) for item in fields(Config)])
+"""The same fields, None where nothing is said, for OpenTelemetry's declarative configuration: it passes every
+field on, and a default of `Config` would go before the environment."""
+
+
 def _parse(name: str, value: Any, source: str) -> Any:
     if name == "run_dir":
         return Path(value)
@@ -63,11 +68,16 @@ def _parse(name: str, value: Any, source: str) -> Any:
     if name == "intervals":
         return _intervals(value, source)
     if name == "export":
-        value = str(value).lower()
-        return _one_of(EXPORTS, value, source)
+        return _one_of(EXPORTS, _export(value), source)
     if name == "spans":
         return _one_of(SPANS, str(value).lower(), source)
     return str(value)
+
+
+def _export(value: Any) -> str:
+    """`file + otlp` is `otlp+file`: the order says nothing."""
+    places = {place.strip() for place in str(value).lower().split("+")}
+    return "+".join(sorted(places, key=lambda place: (place == "file", place)))
 
 
 def _split(value: str | Sequence[Any], separator: str) -> list[Any]:

@@ -23,7 +23,7 @@ from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type:
 from gpumon import metrics as m
 from gpumon._hook.sitecustomize import trains_elsewhere
 from gpumon.collectors.base import registered
-from gpumon.config import Config
+from gpumon.config import Config, Options
 from gpumon.integrations import torch as torch_integration
 from gpumon.integrations import torch_workers
 from gpumon.metrics import Attributes, Metric
@@ -51,7 +51,7 @@ SETTLE_S = 1.25
 class GpumonInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     """What `gpumon.instrument()` and `opentelemetry-instrument` call."""
 
-    configuration = Config  # the options of OpenTelemetry's declarative configuration
+    configuration = Options  # the options of OpenTelemetry's declarative configuration
     _recording: Recording | None = None
 
     def instrument(self, **options: Any) -> None:
@@ -167,6 +167,9 @@ class Recording:
         with self._folding, guard("fold"):
             began = time.thread_time_ns()
             self._folded = time.monotonic()
+            if self._sampler is not None:
+                for at_ns, name, text, attributes in self._sampler.take_events():
+                    self._output.event(name, text, attributes, time_ns=at_ns, is_warning=True)
             self._tracer.drain()
             self._accounts.poll(self._tracer.take_fetches())
             self._settling.extend(self._tracer.take_kept())
@@ -174,11 +177,16 @@ class Recording:
             while self._settling and (last or self._settling[0].end_ns < until):
                 step = self._settling.popleft()
                 window = self._window(step.begin_ns / 1e9, step.end_ns / 1e9)
+                if (device_s := self._tracer.device_times.get(step.begin_ns)) is not None:
+                    window["gpumon.step.gpu.time"] = device_s
                 fetches = [self._accounts.fetch_of(end) for phase, _, end in step.spans if phase == "data.wait"]
+                span = None
                 for tracer, extra in self._output.tracers():
                     span = emit_step(tracer, step, self._clock, window, extra)
                     for worker_id, fetch in filter(None, fetches):
                         emit_fetch(tracer, span, worker_id, fetch, self._clock, extra)
+                if span is not None and not step.failed:  # the last one is in our own export, where there is one
+                    self._output.exemplify(span, histogram_values(step), self._clock.wall(step.end_ns))
             train = self._tracer.totals.stages.get("train")
             self._run_span.rotate(self._output.tracers, {"gpumon.run.steps": train.steps if train else 0}, force=last)
             self._cpu_ns += time.thread_time_ns() - began
@@ -244,6 +252,15 @@ class Recording:
     def _background_cpu_s(self) -> float:
         sampled = self._sampler.cpu_ns if self._sampler else 0
         return (self._cpu_ns + sampled + self._accounts.cpu_ns + self._output.cpu_ns) / 1e9
+
+
+def histogram_values(step: Step) -> list[tuple[Metric, Attributes, float]]:
+    """What a step that did not fail added to our histograms."""
+    at = {m.STAGE: step.stage}
+    values: list[tuple[Metric, Attributes, float]] = [(m.STEP_DURATION, at, (step.end_ns - step.begin_ns) / 1e9)]
+    if "data.wait" in step.phase_ns:
+        values.append((m.DATA_WAIT_DURATION, at, step.phase_ns["data.wait"] / 1e9))
+    return values
 
 
 def make_sampler(config: Config) -> Sampler:

@@ -84,7 +84,22 @@ STORAGE_KIND = "gpumon.storage.kind"  # block, network, memory, container, unkno
 LIMIT_SOURCE = "gpumon.limit.source"  # the file that sets a limit
 OVERHEAD = "gpumon.overhead"  # hot_path, background
 SIGNAL = "gpumon.signal"  # traces, metrics, logs
-GPU_INDEX = "gpumon.gpu.index"
+HW_PARENT = "hw.parent"
+HW_STATE = "hw.state"  # ok, degraded, failed
+HW_LIMIT_TYPE = "hw.limit_type"  # high.degraded: it slows down, high.critical: it shuts down
+HW_VENDOR = "hw.vendor"
+HW_DRIVER_VERSION = "hw.driver_version"
+HW_GPU_TASK = "hw.gpu.task"  # general, encoder, decoder
+PROCESS_PID = "process.pid"
+GPU_INDEX = "gpumon.gpu.index"  # NVML's number: the order on the PCI bus
+DEVICE_INDEX = "gpumon.device.index"  # as the framework counts the devices that it may use
+ALLOCATOR_STATE = "gpumon.allocator.state"  # allocated, reserved
+GPU_CLOCK = "gpumon.gpu.clock"  # sm, memory
+GPU_THROTTLE_REASON = "gpumon.gpu.throttle.reason"  # sw_power_cap, hw_thermal_slowdown, …
+GPU_REMAP = "gpumon.gpu.remap"  # correctable, uncorrectable, pending, failed
+GPU_PCI_BUS_ID = "gpumon.gpu.pci.bus_id"
+GPU_MIG = "gpumon.gpu.mig"  # off, on; instance for a part of a GPU
+GPU_XID = "gpumon.gpu.xid"
 
 PHASES: Final = (
     "data.wait",
@@ -135,6 +150,30 @@ STEP_ASSUMED = _metric(
 STEP_TIME = _metric("gpumon.step.time", "counter", "s", "Time spent in steps.", STAGE)
 PHASE_TIME = _metric(
     "gpumon.phase.time", "counter", "s", "Time spent per phase of a step; phases add up to the step.", STAGE, PHASE
+)
+ALLOCATOR_MEMORY_USAGE = _metric(
+    "gpumon.allocator.memory.usage",
+    "updowncounter",
+    "By",
+    "Device memory that the framework's allocator gave out (allocated) and holds (reserved).",
+    DEVICE_INDEX,
+    ALLOCATOR_STATE,
+)
+STEP_GPU_COUNT = _metric("gpumon.step.gpu.count", "counter", "{step}", "Steps whose device time was measured.", STAGE)
+STEP_GPU_TIME = _metric(
+    "gpumon.step.gpu.time",
+    "counter",
+    "s",
+    "Time of those steps on the device's compute stream, its idle included.",
+    STAGE,
+)
+PHASE_GPU_TIME = _metric(
+    "gpumon.phase.gpu.time",
+    "counter",
+    "s",
+    "Device time of those steps per phase; adds up to their time.",
+    STAGE,
+    PHASE,
 )
 FIRST_OF_EPOCH_COUNT = _metric(
     "gpumon.first_of_epoch.count", "counter", "{step}", "Steps that began with the first batch of an epoch.", STAGE
@@ -294,6 +333,23 @@ DISK_LIMIT_OPERATIONS = _metric(
     DISK_IO_DIRECTION,
     LIMIT_SOURCE,
 )
+_SAMPLED = " Only `gpumon sample` reads it."
+DISK_DISCARD_OPERATIONS = _metric(
+    "gpumon.disk.discard.operations", "counter", "{operation}", f"Discards (trim).{_SAMPLED}", SYSTEM_DEVICE
+)
+DISK_DISCARD_MERGED = _metric(
+    "gpumon.disk.discard.merged", "counter", "{operation}", f"Discards merged into one.{_SAMPLED}", SYSTEM_DEVICE
+)
+DISK_DISCARD_IO = _metric("gpumon.disk.discard.io", "counter", "By", f"Bytes discarded.{_SAMPLED}", SYSTEM_DEVICE)
+DISK_DISCARD_TIME = _metric(
+    "gpumon.disk.discard.time", "counter", "s", f"Sum of the time each discard took.{_SAMPLED}", SYSTEM_DEVICE
+)
+DISK_FLUSH_OPERATIONS = _metric(
+    "gpumon.disk.flush.operations", "counter", "{operation}", f"Flushes of the disk's cache.{_SAMPLED}", SYSTEM_DEVICE
+)
+DISK_FLUSH_TIME = _metric(
+    "gpumon.disk.flush.time", "counter", "s", f"Sum of the time each flush took.{_SAMPLED}", SYSTEM_DEVICE
+)
 DISK_INFO = _metric(
     "gpumon.disk.info",
     "gauge",
@@ -380,20 +436,109 @@ PROCESS_THREAD_COUNT = _metric("process.thread.count", "updowncounter", "{thread
 PROCESS_COUNT = _metric("gpumon.process.count", "gauge", "{process}", "Processes of a role.", PROCESS_ROLE)
 
 # -- GPU ----------------------------------------------------------------------------------------------
+_GPU: Final = (HW_ID, GPU_INDEX)
 GPU_UTILIZATION = _metric(
-    "hw.gpu.utilization", "gauge", "1", "Share of time a kernel ran.", HW_ID, GPU_INDEX, "hw.gpu.task"
+    "hw.gpu.utilization", "gauge", "1", "Share of time a kernel ran, or a video engine was busy.", *_GPU, HW_GPU_TASK
 )
-GPU_MEMORY_USAGE = _metric("hw.gpu.memory.usage", "updowncounter", "By", "GPU memory used.", HW_ID, GPU_INDEX)
-GPU_MEMORY_LIMIT = _metric("hw.gpu.memory.limit", "updowncounter", "By", "GPU memory size.", HW_ID, GPU_INDEX)
+GPU_MEMORY_USAGE = _metric(
+    "hw.gpu.memory.usage", "updowncounter", "By", "GPU memory used, the driver's own left out.", *_GPU, HW_PARENT
+)
+GPU_MEMORY_LIMIT = _metric("hw.gpu.memory.limit", "updowncounter", "By", "GPU memory size.", *_GPU, HW_PARENT)
+GPU_MEMORY_UTILIZATION = _metric(
+    "hw.gpu.memory.utilization", "gauge", "1", "Share of the GPU memory that is used.", *_GPU, HW_PARENT
+)
+GPU_MEMORY_ACTIVITY = _metric(
+    "gpumon.gpu.memory.activity", "gauge", "1", "Share of time the memory controller was busy.", *_GPU
+)
+GPU_PROCESS_MEMORY_USAGE = _metric(
+    "gpumon.gpu.process.memory.usage",
+    "updowncounter",
+    "By",
+    "GPU memory of a process of this tree.",
+    *_GPU,
+    PROCESS_PID,
+)
+TEMPERATURE = _metric("hw.temperature", "gauge", "Cel", "Temperature.", *_GPU, HW_PARENT)
+TEMPERATURE_LIMIT = _metric(
+    "hw.temperature.limit",
+    "gauge",
+    "Cel",
+    "Temperature from which the device slows down (high.degraded) or shuts down (high.critical).",
+    *_GPU,
+    HW_PARENT,
+    HW_LIMIT_TYPE,
+)
+POWER = _metric("hw.power", "gauge", "W", "Power drawn.", *_GPU, HW_TYPE)
+ENERGY = _metric("hw.energy", "counter", "J", "Energy taken.", *_GPU, HW_TYPE)
+GPU_POWER_LIMIT = _metric("gpumon.gpu.power.limit", "gauge", "W", "Power limit in force.", *_GPU, HW_TYPE)
+GPU_CLOCK_FREQUENCY = _metric("gpumon.gpu.clock.frequency", "gauge", "Hz", "Clock frequency.", *_GPU, GPU_CLOCK)
+GPU_THROTTLE_ACTIVE = _metric(
+    "gpumon.gpu.throttle.active",
+    "gauge",
+    "1",
+    "1 while something holds the clocks down, else 0; idling does not count.",
+    *_GPU,
+    GPU_THROTTLE_REASON,
+)
+GPU_THROTTLE_TIME = _metric(
+    "gpumon.gpu.throttle.time", "counter", "s", "Time in which clocks were held down.", *_GPU, GPU_THROTTLE_REASON
+)
+GPU_PCIE_WIDTH = _metric("gpumon.gpu.pcie.link.width", "gauge", "{lane}", "PCIe lanes in use.", *_GPU)
+GPU_PCIE_WIDTH_LIMIT = _metric(
+    "gpumon.gpu.pcie.link.width.limit", "gauge", "{lane}", "PCIe lanes that GPU and slot both have.", *_GPU
+)
+GPU_PCIE_GENERATION = _metric("gpumon.gpu.pcie.link.generation", "gauge", "1", "PCIe generation in use.", *_GPU)
+GPU_PCIE_GENERATION_LIMIT = _metric(
+    "gpumon.gpu.pcie.link.generation.limit", "gauge", "1", "PCIe generation that GPU and slot both have.", *_GPU
+)
+GPU_PCIE_REPLAYS = _metric(
+    "gpumon.gpu.pcie.replays", "counter", "{replay}", "PCIe packets that were sent again after an error.", *_GPU
+)
+GPU_IO = _metric("hw.gpu.io", "counter", "By", "Bytes over PCIe.", *_GPU, NETWORK_IO_DIRECTION)
+GPU_NVLINK_IO = _metric("gpumon.gpu.nvlink.io", "counter", "By", "Bytes over NVLink.", *_GPU, NETWORK_IO_DIRECTION)
+ERRORS = _metric("hw.errors", "counter", "{error}", "Errors of the hardware.", *_GPU, HW_TYPE, ERROR_TYPE)
+STATUS = _metric("hw.status", "updowncounter", "1", "1 for the state that it is in, else 0.", *_GPU, HW_TYPE, HW_STATE)
+GPU_REMAPPED_ROWS = _metric(
+    "gpumon.gpu.remapped_rows",
+    "gauge",
+    "{row}",
+    "Rows of memory replaced by spare ones; pending and failed: 1 where one waits for a reset or found none.",
+    *_GPU,
+    GPU_REMAP,
+)
+FAN_SPEED_RATIO = _metric("hw.fan.speed_ratio", "gauge", "1", "Fan speed as a share of its maximum.", *_GPU)
+GPU_SM_ACTIVITY = _metric("gpumon.gpu.sm.activity", "gauge", "1", "Share of multiprocessors that were busy.", *_GPU)
+GPU_SM_OCCUPANCY = _metric(
+    "gpumon.gpu.sm.occupancy", "gauge", "1", "Warps in flight as a share of what multiprocessors hold.", *_GPU
+)
+GPU_TENSOR_ACTIVITY = _metric("gpumon.gpu.tensor.activity", "gauge", "1", "Share of time tensor cores ran.", *_GPU)
+GPU_DRAM_ACTIVITY = _metric(
+    "gpumon.gpu.dram.activity", "gauge", "1", "Memory bandwidth used as a share of the possible.", *_GPU
+)
+GPU_INFO = _metric(
+    "gpumon.gpu.info",
+    "gauge",
+    "1",
+    "What is known of a GPU.",
+    *_GPU,
+    HW_PARENT,
+    HW_MODEL,
+    HW_SERIAL_NUMBER,
+    HW_DRIVER_VERSION,
+    HW_VENDOR,
+    GPU_PCI_BUS_ID,
+    GPU_MIG,
+)
 
 # -- About itself -------------------------------------------------------------------------------------
 COLLECTOR_UP = _metric(
     "gpumon.collector.up",
     "gauge",
     "1",
-    "1 while a collector reads its source, else 0 and the reason.",
+    "1 while a collector reads its source, else 0 and the reason; with hw.id: one of its devices.",
     COLLECTOR,
     REASON,
+    HW_ID,
 )
 COLLECTOR_DURATION = _metric("gpumon.collector.duration", "histogram", "s", "Duration of one collection.", COLLECTOR)
 SPANS_DROPPED = _metric("gpumon.spans.dropped", "counter", "{span}", "Spans that were to be kept and were not.", REASON)

@@ -63,8 +63,13 @@ class _Series:
     history: deque[_Terms] = field(default_factory=deque)
     marks: dict[int, _Mark] = field(default_factory=dict)
 
+    @property
+    def is_description(self) -> bool:
+        """Its attributes tell what is so now: facts of a device, or why it cannot be read."""
+        return self.metric is m.COLLECTOR_UP or self.metric.name.endswith(".info")
+
     def is_stale(self, now: float) -> bool:
-        if self.metric.name.endswith(".info") and self.now.at < self.entry.ended:
+        if self.is_description and self.now.at < self.entry.ended:
             return True  # a description that changed: the old one must not stand beside the new one
         return now - self.now.at > STALE_INTERVALS * self.entry.interval_s + 1.0
 
@@ -98,6 +103,8 @@ class Sampler:
         ]
         self._hang_s = hang_s
         self._series: dict[str, dict[Labels, _Series]] = {}  # by metric name
+        self._same: dict[tuple[str, int], _Series] = {}
+        """By metric name and identity of the attributes, which the series keeps alive: sorting them costs more."""
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._groups: list[_Group] = []
@@ -135,8 +142,9 @@ class Sampler:
 
     @property
     def cpu_ns(self) -> int:
-        """CPU time of the sampling threads."""
-        return sum(group.cpu_ns for group in self._groups)
+        """CPU time of the sampling threads, and of threads of collectors that have some of their own."""
+        own = sum(getattr(entry.collector, "cpu_ns", 0) for entry in self._entries)
+        return own + sum(group.cpu_ns for group in self._groups)
 
     def _collect(self, entry: _Entry) -> None:
         """Collect once, or note why that failed; one bad collector never stops another."""
@@ -166,6 +174,24 @@ class Sampler:
             raise failure
 
     def _store(self, entry: _Entry, reading: Reading, now: float) -> None:
+        series = self._same.get((reading.metric.name, id(reading.attributes))) or self._series_of(entry, reading, now)
+        last = series.now
+        if reading.per is not None:
+            series.now = _Terms(now, reading.value, reading.per)
+        elif reading.metric is m.COLLECTOR_UP:
+            series.now = _Terms(now, reading.value, 0.0)
+        elif reading.metric.kind == "gauge":
+            series.now = _Terms(now, last.value + reading.value, last.per + 1.0)
+        elif reading.metric.kind == "counter":
+            series.now = _Terms(now, self._counted(series, reading.value), 0.0)
+        else:
+            series.now = _Terms(now, reading.value, 0.0)
+        if reading.metric.kind == "gauge" and reading.metric is not m.COLLECTOR_UP:
+            series.history.append(series.now)
+            while len(series.history) > 2 and series.history[1].at < now - HISTORY_S:
+                series.history.popleft()
+
+    def _series_of(self, entry: _Entry, reading: Reading, now: float) -> _Series:
         labels: Labels = tuple(sorted(reading.attributes.items()))
         by_labels = self._series.setdefault(reading.metric.name, {})
         series = by_labels.get(labels)
@@ -174,19 +200,8 @@ class Sampler:
             first = _Terms(now, 0.0, 0.0) if reading.per is None else _Terms(now, reading.value, reading.per)
             series = by_labels[labels] = _Series(reading.metric, reading.attributes, entry, first)
             series.history.append(first)
-        last = series.now
-        if reading.per is not None:
-            series.now = _Terms(now, reading.value, reading.per)
-        elif reading.metric.kind == "gauge":
-            series.now = _Terms(now, last.value + reading.value, last.per + 1.0)
-        elif reading.metric.kind == "counter":
-            series.now = _Terms(now, self._counted(series, reading.value), 0.0)
-        else:
-            series.now = _Terms(now, reading.value, 0.0)
-        if reading.metric.kind == "gauge":
-            series.history.append(series.now)
-            while len(series.history) > 2 and series.history[1].at < now - HISTORY_S:
-                series.history.popleft()
+            self._same[reading.metric.name, id(reading.attributes)] = series
+        return series
 
     def _counted(self, series: _Series, value: float) -> float:
         """A counter's next value: it never falls, which the SDK would export as a negative delta.
@@ -209,6 +224,8 @@ class Sampler:
         """
         if metric is m.COLLECTOR_UP:
             yield from self._up()
+            return
+        if metric.name not in self._series:
             return
         now = time.monotonic()
         with self._lock:
@@ -241,6 +258,11 @@ class Sampler:
                     means[labels] = mean
         return means
 
+    def take_events(self) -> list[tuple[int, str, str, m.Attributes]]:
+        """What collectors saw happen since the last call: (time in ns since 1970, name, text, attributes)."""
+        takers = [getattr(entry.collector, "take_events", None) for entry in self._entries]
+        return [event for take in takers if take is not None for event in take()]
+
     def durations(self) -> Iterable[tuple[str, Buckets]]:
         """How long collections took, by collector."""
         return [(entry.name, entry.durations) for entry in self._entries]
@@ -250,9 +272,15 @@ class Sampler:
         return [self._state(entry) for entry in self._entries]
 
     def _up(self) -> Iterator[tuple[float, m.Attributes]]:
+        """Of each collector, and of each device of which its collector says so (`hw.id`)."""
         for name, up, reason in self.state():
             if up is not None:
                 yield float(up), {m.COLLECTOR: name, **({m.REASON: reason} if reason else {})}
+        now = time.monotonic()
+        with self._lock:
+            devices = [one for one in self._series.get(m.COLLECTOR_UP.name, {}).values() if not one.is_stale(now)]
+            found = [(one.now.value, {m.COLLECTOR: one.entry.name, **one.attributes}) for one in devices]
+        yield from found
 
     def _state(self, entry: _Entry) -> tuple[str, bool | None, str]:
         limit_s = max(self._hang_s, STALE_INTERVALS * entry.interval_s)

@@ -14,7 +14,7 @@ from gpumon.analysis import report as module
 from gpumon.analysis.quantiles import quantile
 from gpumon.analysis.report import build_report
 from gpumon.errors import RunError
-from recorded import START_S, Disk, Recorder, Training, metrics_line, record, step_spans, write_run
+from recorded import START_S, Disk, Gpu, Recorder, Training, metrics_line, record, step_spans, write_run
 
 SCHEMA = json.loads(Path(module.__file__).with_name("report.schema.json").read_text())
 SLOW = Training(disks=[Disk(unloaded_s=0.078)])
@@ -91,7 +91,7 @@ def test_devices_have_means_and_peaks(tmp_path):
     """The data set's disk first, then a busy one; idle ones are left out; CPU and GPU."""
     idle = Disk("sdb", holds_dataset=False, queue=0.0, utilization=0.0, read_bytes_per_s=0.0)
     busy = Disk("sda", "HDD", holds_dataset=False, await_s=0.012, utilization=0.6)
-    content = report(record(tmp_path, Training(disks=[idle, busy, *SLOW.disks], gpu=0.19)))
+    content = report(record(tmp_path, Training(disks=[idle, busy, *SLOW.disks], gpus=[Gpu(busy=0.19)])))
     disks = [item for item in content["devices"] if item["type"] == "disk"]
 
     assert [(item["id"], item["holds_dataset"], item.get("kind")) for item in disks] == [

@@ -11,7 +11,7 @@ from gpumon import metrics as m
 from gpumon.analysis.load import load
 from gpumon.analysis.views import VIEWS, text
 from gpumon.metrics import DURATION_BOUNDS
-from recorded import RUN_ID, START_S, Disk, Recorder, Training, record, step_spans
+from recorded import RUN_ID, START_S, Disk, Gpu, Recorder, Training, record, step_spans
 
 TRAIN = {m.STAGE: "train"}
 
@@ -97,7 +97,9 @@ def test_windows_reach_from_export_to_export(tmp_path):
 
 def test_windows_count_all_steps_beside_the_disk_of_the_data_set(tmp_path):
     """From counters, whatever spans were kept; a second disk that holds no data stays out."""
-    training = Training(disks=[Disk(), Disk("sda", holds_dataset=False, await_s=0.3, read_bytes_per_s=9e9)], gpu=0.2)
+    training = Training(
+        disks=[Disk(), Disk("sda", holds_dataset=False, await_s=0.3, read_bytes_per_s=9e9)], gpus=[Gpu(busy=0.2)]
+    )
     run = load(record(tmp_path, training, seconds=3))
     columns = (
         "end_s",
@@ -246,7 +248,9 @@ def varied(tmp_path, windows=30):
         delay = 0.02 + 0.06 * math.sin(window / 4) ** 2
         step_s = 0.05 + delay
         wait = {"data.wait": delay / step_s, "forward": 0.04 / step_s, "optimizer": 0.01 / step_s}
-        recorder.window(Training(step_s=step_s, phases=wait, disks=[Disk(await_s=delay)], gpu=1 - delay / step_s))
+        recorder.window(
+            Training(step_s=step_s, phases=wait, disks=[Disk(await_s=delay)], gpus=[Gpu(busy=1 - delay / step_s)])
+        )
     own = {"gpumon.window.disk.await": 0.08}
     recorder.write_spans(step_spans(3, START_S + 5.5, 0.4, {"data.wait": 0.3, "forward": 0.1}, "slow", **own))
     recorder.write_spans(step_spans(4, START_S + 9.5, 0.2, {"data.wait": 0.1}))

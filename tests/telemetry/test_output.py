@@ -1,5 +1,6 @@
 """Who gets the signals: the application's providers, an OTLP receiver, a run directory, or nobody."""
 
+import itertools
 import json
 import time
 
@@ -416,3 +417,120 @@ def test_resource_of_the_environment(program):
     assert found["team"] == "vision"
     assert found["service.name"] == "mine"
     assert Resource(found)
+
+
+@pytest.mark.parametrize(
+    ("export", "signals"), [("otlp+file", {}), ("file + auto", {}), ("AUTO+file", {"run_dir": "here"})]
+)
+def test_a_run_directory_and_otlp_at_once(quick, export, signals):
+    """Both get every span, every point and every event, the very same ones."""
+    with receiver() as collector:
+        training = Training(endpoint=collector.endpoint, export=export, **signals)
+        for _ in range(3):
+            training.step()
+            before = training.collections
+            eventually(lambda before=before: training.collections > before + 1)
+        training.output.event("gpumon.run.started", "started", {"gpumon.rank": 0})
+        assert training.close()
+        run = training.output.run_dir
+
+    assert len(spans(run)) == len(collector.spans()) == 3
+    for name in ("gpumon.step.count", "gpumon.step.duration"):
+        ours, theirs = points(run, name), collector.points(name)
+        assert [point["timeUnixNano"] for point in ours] == [str(point.time_unix_nano) for point in theirs]
+    assert resource(run)["gpumon.run.id"] == read_run(run)["id"] == training.output.run_id
+    assert [path for path, _, _ in collector.requests].count("/v1/logs") == 1
+    assert '"eventName":"gpumon.run.started"' in next(run.glob("logs.*")).read_text()
+    assert read_run(run)["ended"]
+
+
+def test_auto_and_file_without_an_endpoint(quick):
+    """`auto+file` sends where an endpoint is named; else it is `file`."""
+    training = Training(export="auto+file")
+    training.step()
+    assert training.close()
+
+    assert len(spans(training.output.run_dir)) == 1
+
+
+def test_files_are_cumulative_beside_deltas(quick, monkeypatch):
+    """The receiver's temporality is the receiver's: the run directory has the one that the report reads."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta")
+    with receiver() as collector:
+        training = Training(endpoint=collector.endpoint, export="otlp+file")
+        for _ in range(3):
+            training.step()
+            before = training.collections
+            eventually(lambda before=before: training.collections > before + 1)
+        assert training.close()
+        run = training.output.run_dir
+
+    assert points(run, "gpumon.step.count")[-1]["asInt"] == "3"
+    assert sum(point.as_int for point in collector.points("gpumon.step.count")) == 3
+    assert max(point.as_int for point in collector.points("gpumon.step.count")) == 1
+
+
+def test_a_receiver_that_hangs_leaves_the_files_their_pace(quick):
+    """Each has a queue of its own: the windows in the run directory are as close as ever."""
+    with receiver() as collector:
+        collector.delay_s = 30.0
+        training = Training(endpoint=collector.endpoint, export="otlp+file")
+        training.step()
+        time.sleep(1.5)
+        began = time.monotonic()
+        assert not training.close()
+        took = time.monotonic() - began
+        run = training.output.run_dir
+    times = [int(point["timeUnixNano"]) for point in points(run, "gpumon.step.count")]
+
+    assert len(times) > 8
+    assert max(later - earlier for earlier, later in itertools.pairwise(times)) < 0.5e9
+    assert took < 2.5
+    assert read_run(run)["ended"]
+
+
+def test_a_directory_that_cannot_be_written_does_not_stop_otlp(quick, caplog):
+    """One warning; the receiver gets all."""
+    (quick / "gpumon-runs").write_text("a file is in the way")
+    with receiver() as collector:
+        training = Training(endpoint=collector.endpoint, export="otlp+file")
+        training.step()
+        training.close()
+
+    assert "GPUMON_RUN_DIR" in caplog.text
+    assert len(collector.spans()) == 1
+
+
+def test_files_beside_the_applications_providers_and_otlp(application, quick):
+    """What the application's providers take is not sent a second time; the run directory has it all."""
+    _, exporter, providers = application
+    with receiver() as collector:
+        training = Training(
+            endpoint=collector.endpoint, export="auto+file", tracer_provider=providers["tracer_provider"]
+        )
+        training.step()
+        training.close()
+        run = training.output.run_dir
+
+    assert len(exporter.get_finished_spans()) == len(spans(run)) == 1
+    assert not collector.spans()
+    assert points(run, "gpumon.step.count")
+    assert collector.points("gpumon.step.count")
+
+
+def test_a_report_of_a_run_that_was_sent_too(program):
+    """`gpumon report` reads the directory as any other."""
+    program.start(
+        """
+        import gpumon, time
+        gpumon.instrument(export="otlp+file", endpoint="http://127.0.0.1:9", collectors=["cpu"])
+        for batch in gpumon.steps([[0] * 4] * 50):
+            time.sleep(0.02)
+        """
+    ).communicate(timeout=60)
+    (run,) = program.runs
+    output, _ = program.run(f"from gpumon.cli import main; main(['report', {str(run)!r}, '--json'])")
+
+    report = json.loads(output)
+    assert report["steps"]["count"] == 50
+    assert report["run"]["complete"]

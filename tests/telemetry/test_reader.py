@@ -3,9 +3,10 @@
 import json
 
 import pytest
-from opentelemetry.sdk.metrics import Counter, Histogram, MeterProvider, ObservableCounter
+from opentelemetry.sdk.metrics import Counter, Exemplar, Histogram, MeterProvider, ObservableCounter
 from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMetricReader
 from opentelemetry.sdk.resources import Resource
+from opentelemetry.trace import SpanContext, TraceFlags
 
 from gpumon import metrics as m
 from gpumon.buckets import Buckets
@@ -108,6 +109,57 @@ def test_times(values, monkeypatch):
 
 def read(reader):
     return reader.read().resource_metrics[0].scope_metrics[0].metrics
+
+
+def an_exemplar(reader, number, *, metric=m.STEP_DURATION, sampled=True):
+    flags = TraceFlags(TraceFlags.SAMPLED if sampled else TraceFlags.DEFAULT)
+    reader.exemplify(metric, TRAIN, number / 100, number, SpanContext(7, number, False, flags))
+
+
+def exemplars(reader):
+    (histogram,) = (metric for metric in read(reader) if metric.name == m.STEP_DURATION.name)
+    return list(histogram.data.data_points[0].exemplars)
+
+
+def test_exemplars(values):
+    """The newest eight of a window, in the next point and in no later one; only where there is a trace to see."""
+    reader = Reader(HUB.values, values.histograms, RESOURCE)
+    an_exemplar(reader, 99, sampled=False)
+    assert exemplars(reader) == []
+    for number in range(1, 11):
+        an_exemplar(reader, number)
+    found = exemplars(reader)
+
+    assert [item.span_id for item in found] == [3, 4, 5, 6, 7, 8, 9, 10]
+    assert found[0] == Exemplar({}, 0.03, 3, span_id=3, trace_id=7)
+    assert exemplars(reader) == []
+    assert '"exemplars":[{"timeUnixNano":"9","spanId":"0000000000000009",' in line_of(reader, 9)
+
+
+def line_of(reader, number):
+    an_exemplar(reader, number)
+    return metrics_line(reader.read())
+
+
+def test_exemplars_wait_for_a_point(values, monkeypatch):
+    """With deltas a window may have no step: its exemplars come with the next one that has."""
+    monkeypatch.setenv(VARIABLE, "delta")
+    reader = Reader(HUB.values, values.histograms, RESOURCE, for_otlp=True)
+    reader.read()
+    an_exemplar(reader, 5)
+    assert m.STEP_DURATION.name not in {metric.name for metric in read(reader)}
+    values.next()
+
+    assert [item.span_id for item in exemplars(reader)] == [5]
+
+
+def test_exemplars_are_switched_off(values, monkeypatch):
+    """`OTEL_METRICS_EXEMPLAR_FILTER=always_off`."""
+    monkeypatch.setenv("OTEL_METRICS_EXEMPLAR_FILTER", "always_off")
+    reader = Reader(HUB.values, values.histograms, RESOURCE)
+    an_exemplar(reader, 5)
+
+    assert exemplars(reader) == []
 
 
 def test_nothing_is_nothing():

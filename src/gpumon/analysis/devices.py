@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gpumon.analysis.gather import Gathered
+from gpumon.analysis.gpus import core_temperature
 from gpumon.analysis.rows import Series, When
 
 BUSY_DISK = 0.01
@@ -65,13 +66,28 @@ def _other_storage(gathered: Gathered) -> list[dict[str, Any]]:
 def _gpus(gathered: Gathered) -> list[dict[str, Any]]:
     devices, lengths = gathered.devices, gathered.lengths
     found = []
-    for (name, part, _), series in devices.each("hw.gpu.utilization"):
-        if part not in ("general", "") or (reading := _reading(series, lengths)) is None:
-            continue
-        gpu: dict[str, Any] = {"type": "gpu", "id": name, "utilization": reading}
-        for key, metric in (("memory_bytes", "hw.gpu.memory.usage"), ("memory_limit_bytes", "hw.gpu.memory.limit")):
-            if (memory := _reading(devices.get(metric, name), lengths)) is not None:
-                gpu[key] = memory if key == "memory_bytes" else memory["mean"]
+    for known in gathered.evidence.gpus:
+        gpu: dict[str, Any] = {"type": "gpu", "id": known.id}
+        gpu |= {"index": known.index} if known.index is not None else {}
+        gpu |= {"model": known.model} if known.model else {}
+        for key, metric, *part in (
+            ("utilization", "hw.gpu.utilization", "general"),
+            ("memory_bytes", "hw.gpu.memory.usage"),
+            ("power_w", "hw.power"),
+            ("sm_active_fraction", "gpumon.gpu.sm.activity"),
+        ):
+            if (reading := _reading(devices.get(metric, known.id, *part), lengths)) is not None:
+                gpu[key] = reading
+        if (heat := _reading(core_temperature(devices, known.id), lengths)) is not None:
+            gpu["temperature_celsius"] = heat
+        for key, limit in (("memory_limit_bytes", known.memory_limit_bytes), ("power_limit_w", known.power_limit_w)):
+            if limit is not None:
+                gpu[key] = limit
+        if throttled := sorted(reason for reason, seconds in known.throttled_s.items() if seconds > 0):
+            gpu["throttled_s"] = round(known.slowed_s(""), 3)
+            gpu["throttle_reasons"] = throttled
+        if known.is_failed:
+            gpu["failed"] = True
         found.append(gpu)
     return found
 

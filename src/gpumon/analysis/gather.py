@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpumon.analysis.disks import Disks, ReadBytes, disk_infos, disk_limits, read_bytes
+from gpumon.analysis.gpus import busy_of, gpus_of
 from gpumon.analysis.rows import (
     Devices,
     Execute,
@@ -23,8 +24,6 @@ from gpumon.rules.evidence import Account, Evidence, Fetches, Loader, Machine, S
 
 COUNTS = ("steps", "samples", "epochs", "failed", "skipped", "assumed", "first_of_epoch_steps")
 COMPUTE = ("forward_s", "backward_s", "optimizer_s")
-USED_GPU = 0.05
-"""A GPU that was never busier than this was not used."""
 
 
 @dataclass
@@ -88,6 +87,7 @@ def gather(execute: Execute, run_s: float, begin_s: float) -> Gathered:
         first_wait_s=totals["first_of_epoch_wait_s"],
         first_time_s=totals["first_of_epoch_step_s"],
     )
+    gpus = gpus_of(execute, devices, lasting, [row for row in local_windows if row["instance"] == sampled_by])
     ends = [end for _, end in meanwhile]
     begins = [end - lasting.get((name, end), 0.0) for name, end in meanwhile]
     evidence = Evidence(
@@ -97,7 +97,8 @@ def gather(execute: Execute, run_s: float, begin_s: float) -> Gathered:
         disks=disks.evidence(),
         machine=_machine(execute, devices, meanwhile, local_windows, disks.read_bytes, steps),
         loader=loader,
-        gpu_busy=_gpu_busy(devices, lasting, local_windows),
+        gpus=gpus,
+        gpu_busy=busy_of(gpus),
         read_bytes_per_step=share(disks.read_bytes.total(), local_steps),
         blind=_blind(execute),
         from_s=round(max(0.0, min(begins) - begin_s), 3) if begins else None,
@@ -250,17 +251,6 @@ def _trainer_cpu_s(devices: Devices, rows: list[dict[str, Any]], steps: Steps) -
         return None
     per_second = sum(cpu[when] for when in both) / compute_s
     return per_second * sum(steps.phases.get(phase, 0.0) for phase in ("forward", "backward", "optimizer"))
-
-
-def _gpu_busy(devices: Devices, lasting: dict[When, float], rows: list[dict[str, Any]]) -> float | None:
-    stepping = {(row["instance"], row["end_s"]) for row in rows if row["steps"] > 0}
-    means = [
-        series.mean(lasting, stepping)
-        for (_, part, _), series in devices.each("hw.gpu.utilization")
-        if part in ("general", "") and (series.peak or 0.0) >= USED_GPU
-    ]
-    known = [mean for mean in means if mean is not None]
-    return sum(known) / len(known) if known else None
 
 
 def _blind(execute: Execute) -> dict[str, str]:

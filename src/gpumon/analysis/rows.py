@@ -122,7 +122,7 @@ def lengths(rows: list[dict[str, Any]]) -> dict[When, float]:
 
 _DEVICE_METRICS = (
     "gpumon.disk.", "system.disk.", "gpumon.cpu.", "system.cpu.",
-    "gpumon.memory.", "process.", "gpumon.loader.", "hw.gpu.",
+    "gpumon.memory.", "process.", "gpumon.loader.", "gpumon.gpu.", "hw.",
 )  # fmt: skip
 
 

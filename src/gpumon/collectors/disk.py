@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +22,9 @@ from gpumon.system.datasets import DATASETS, Datasets
 
 _REFRESH_S: Final = 10.0  # of what disks say of themselves, and of limits
 _TICK_S: Final = 0.02
-_WRAPPING: Final = frozenset(("read.ms", "write.ms", "busy.ms", "queue.ms"))  # 32 bit in some kernels
+_WRAPPING: Final = frozenset(
+    ("read.ms", "write.ms", "discard.ms", "flush.ms", "busy.ms", "queue.ms")
+)  # 32 bit in some kernels
 _SECTOR: Final = 512  # bytes, whatever the disk's own sectors are
 # Neither whole disks nor anything real; they are shown where a data set lies on them.
 _NO_DISK: Final = re.compile(r"(ram|zram|loop|fd|sr|dm-|md|mtdblock|nbd)\d*|nvme\d+c\d+n\d+")
@@ -43,6 +46,8 @@ class _Raw:
     in_flight: int | None = None
     busy_ms: int | None = None
     queue_ms: int | None = None
+    discards: tuple[int, int, int, int] | None = None  # operations, merged, bytes, ms
+    flushes: tuple[int, int] | None = None  # operations, ms
 
 
 @register("disk")
@@ -57,7 +62,18 @@ class DiskCollector:
     interval_s = 1.0
     may_block = False
 
-    def __init__(self, config: Config | None = None, *, root: str | Path = "/", datasets: Datasets = DATASETS) -> None:
+    def __init__(
+        self,
+        config: Config | None = None,
+        *,
+        root: str | Path = "/",
+        datasets: Datasets = DATASETS,
+        only: Sequence[str] = (),
+        discards_and_flushes: bool = False,
+    ) -> None:
+        """*only*: patterns (`sd*`) of the devices to read instead, partitions and loops included."""
+        self._only = tuple(only)
+        self._discards_and_flushes = discards_and_flushes
         self._root = Path(root)
         self._stats = self._root / "proc/diskstats"
         self._datasets = datasets
@@ -92,6 +108,8 @@ class DiskCollector:
     # -- which devices ------------------------------------------------------------------------------
 
     def _wanted(self, name: str) -> bool:
+        if self._only:
+            return any(fnmatchcase(name, pattern) for pattern in self._only)
         if name in self._with_data:
             return True
         if name not in self._is_disk:
@@ -165,6 +183,8 @@ class DiskCollector:
             yield Reading(m.DISK_REQUEST_SIZE, size_by, at, per=number)
             if merged is not None:
                 yield Reading(m.DISK_MERGED, count(f"{direction}.merged", merged), at)
+        if self._discards_and_flushes:
+            yield from _discards_and_flushes(name, raw, count)
         at = {m.SYSTEM_DEVICE: name}
         if raw.in_flight is not None:
             yield Reading(m.DISK_IN_FLIGHT, raw.in_flight, at)
@@ -223,9 +243,23 @@ class DiskCollector:
         return found
 
 
+def _discards_and_flushes(name: str, raw: _Raw, count: Callable[[str, int], float]) -> Iterator[Reading]:
+    at = {m.SYSTEM_DEVICE: name}
+    if raw.discards is not None:
+        operations, merged, size, time_ms = raw.discards
+        yield Reading(m.DISK_DISCARD_OPERATIONS, count("discard.operations", operations), at)
+        yield Reading(m.DISK_DISCARD_MERGED, count("discard.merged", merged), at)
+        yield Reading(m.DISK_DISCARD_IO, count("discard.bytes", size), at)
+        yield Reading(m.DISK_DISCARD_TIME, count("discard.ms", time_ms) / 1e3, at)
+    if raw.flushes is not None:
+        operations, time_ms = raw.flushes
+        yield Reading(m.DISK_FLUSH_OPERATIONS, count("flush.operations", operations), at)
+        yield Reading(m.DISK_FLUSH_TIME, count("flush.ms", time_ms) / 1e3, at)
+
+
 def _parse(fields: list[str]) -> _Raw:
-    """The numbers of a line of /proc/diskstats, after the device's name."""
-    numbers = list(map(int, fields[:11]))
+    """The numbers of a line of /proc/diskstats, after the device's name; Linux 4.18 added discards, 5.5 flushes."""
+    numbers = list(map(int, fields[:17]))
     return _Raw(
         reads=numbers[0],
         reads_merged=numbers[1],
@@ -238,4 +272,6 @@ def _parse(fields: list[str]) -> _Raw:
         in_flight=numbers[8],
         busy_ms=numbers[9],
         queue_ms=numbers[10],
+        discards=(numbers[11], numbers[12], numbers[13] * _SECTOR, numbers[14]) if len(numbers) >= 15 else None,
+        flushes=(numbers[15], numbers[16]) if len(numbers) >= 17 else None,
     )

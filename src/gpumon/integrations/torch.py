@@ -21,6 +21,7 @@ import wrapt
 
 from gpumon.tracing import stamps as s
 from gpumon.tracing.batch import size_of
+from gpumon.tracing.device_time import DeviceTimer
 from gpumon.tracing.guard import guard
 from gpumon.tracing.stamps import FETCHING, Stamps
 from gpumon.tracing.steps import LoaderSettings, StepTracer
@@ -93,6 +94,7 @@ def _patch(torch: Any) -> None:
         _patch_backward(torch, tracer)
         _patch_update(torch, tracer)
         _patch_scaler(torch, tracer)
+        _patch_capture(torch, tracer)
         _watch_exceptions(tracer)
         if (stateful := sys.modules.get(_STATEFUL)) is not None:
             _patch_stateful(stateful)
@@ -190,15 +192,18 @@ def _patch_fetch(torch: Any, tracer: StepTracer) -> None:
                 st.log.append((st.f0, st.f1, st.b0, st.b1, st.o0, st.o1, st.it, st.samples, begin))
             elif st.n:
                 st.flush()
-            if grad_enabled():
+            if not grad_enabled():
+                st.n = 0
+                st.event(s.FETCH, begin, end, None, number, False, samples)
+            elif st.gpu is not None and st.gpu.begins(begin):
+                st.n = 0  # a step whose device time is taken: marked by its events
+                st.event(s.FETCH, begin, end, None, number, True, samples)
+            else:
                 st.f0 = begin
                 st.f1 = end
                 st.it = number
                 st.samples = samples
                 st.n = 1
-            else:
-                st.n = 0
-                st.event(s.FETCH, begin, end, None, number, False, samples)
         except Exception:  # ours: the batch is delivered all the same
             with guard("a fetch"):
                 raise
@@ -337,6 +342,39 @@ def _patch_update(torch: Any, tracer: StepTracer) -> None:
 
     _undo.append(register_optimizer_step_pre_hook(before).remove)
     _undo.append(register_optimizer_step_post_hook(after).remove)
+
+
+def _patch_capture(torch: Any, tracer: StepTracer) -> None:
+    """Time steps on the device from when the training has begun to use it, but never while a graph is captured."""
+    captures = 0
+
+    def timer() -> DeviceTimer | None:
+        return DeviceTimer(torch.cuda, lambda: captures > 0) if torch.cuda.is_initialized() else None
+
+    tracer.device_timer = timer
+    graph = torch.cuda.graph
+    enter, leave = graph.__enter__, graph.__exit__
+
+    @functools.wraps(enter)
+    def __enter__(self: Any) -> Any:
+        nonlocal captures
+        captures += 1
+        try:
+            return enter(self)
+        except BaseException:
+            captures -= 1
+            raise
+
+    @functools.wraps(leave)
+    def __exit__(self: Any, *raised: Any) -> Any:
+        nonlocal captures
+        try:
+            return leave(self, *raised)
+        finally:
+            captures -= 1
+
+    _replace(graph, "__enter__", __enter__)
+    _replace(graph, "__exit__", __exit__)
 
 
 def _patch_scaler(torch: Any, tracer: StepTracer) -> None:

@@ -2,7 +2,16 @@
 
 from typing import Final
 
-VERDICTS: Final = ("insufficient_data", "data_loading_bound", "compute_bound", "balanced")
+VERDICTS: Final = (
+    "insufficient_data",
+    "data_loading_bound",
+    "transfer_bound",
+    "communication_bound",
+    "throttled",
+    "compute_bound",
+    "overhead_bound",
+    "balanced",
+)
 CAUSES: Final = (
     "disk_slow",
     "disk_quota",
@@ -18,4 +27,18 @@ CAUSES: Final = (
     "worker_startup",
     "unknown",
 )
-RULES: Final = ("DataLoadingBound", "FirstBatchSlow", "CollectorBlind")
+RULES: Final = (
+    "DataLoadingBound",
+    "FirstBatchSlow",
+    "TransferBound",
+    "CommunicationBound",
+    "OverheadBound",
+    "GpuThermalThrottling",
+    "GpuPowerCapped",
+    "GpuOverheating",
+    "PcieLinkDegraded",
+    "GpuMemoryGrowth",
+    "GpuMemoryPressure",
+    "GpuError",
+    "CollectorBlind",
+)

@@ -143,6 +143,51 @@ class Disk:
 
 
 @dataclass(frozen=True)
+class Gpu:
+    """A GPU over the training. None: not known."""
+
+    id: str  # UUID
+    index: int | None = None
+    model: str = ""
+    busy: float | None = None  # mean share of time a kernel ran
+    busy_s: float = 0.0  # length of the windows in which it was used
+    throttled_s: Mapping[str, float] = field(default_factory=dict)  # by reason, in those windows
+    temperature_c: float | None = None  # mean while it was used
+    hottest_c: float | None = None
+    hot_s: float = 0.0  # at `HOT_C` and above, with hysteresis
+    slowdown_c: float | None = None  # where the device slows itself down
+    clock_hz: float | None = None  # mean while it was slowed down; while it was used, where it never was
+    best_clock_hz: float | None = None  # best window of the run
+    power_w: float | None = None
+    power_limit_w: float | None = None
+    link_width: tuple[float, float] | None = None  # lanes under load, and the most that device and slot have
+    link_generation: tuple[float, float] | None = None
+    memory_peak: float | None = None  # of its memory
+    memory_limit_bytes: float | None = None
+    memory_grew: tuple[float, float] | None = None  # bytes, over so many steps, block by block
+    uncorrected_errors: float = 0.0
+    xids: Sequence[int] = ()
+    remap: Sequence[str] = ()  # pending, failed: remapped rows
+    is_failed: bool = False  # as its `hw.status` says: lost, or in error
+
+    @property
+    def name(self) -> str:
+        number = self.id if self.index is None else f"GPU {self.index}"
+        return f"{number} ({self.model})" if self.model else number
+
+    def slowed_s(self, *parts: str) -> float:
+        """Seconds in which a reason with one of *parts* in its name was active; reasons overlap."""
+        return max((s for reason, s in self.throttled_s.items() if any(part in reason for part in parts)), default=0.0)
+
+    @property
+    def lost_fraction(self) -> float | None:
+        """Share of its clock that is missing while it is slowed down."""
+        if not self.clock_hz or not self.best_clock_hz:
+            return None
+        return max(0.0, 1.0 - self.clock_hz / self.best_clock_hz)
+
+
+@dataclass(frozen=True)
 class Machine:
     """The host and the process tree. None: not known."""
 
@@ -177,6 +222,7 @@ class Evidence:
     disks: Mapping[str, Disk] = field(default_factory=dict)
     machine: Machine = Machine()
     loader: Loader = Loader()
+    gpus: Sequence[Gpu] = ()
     gpu_busy: float | None = None  # mean over the GPUs that the run used; None: not known
     read_bytes_per_step: float = 0.0  # that really came from storage
     blind: Mapping[str, str] = field(default_factory=dict)  # collector -> why it saw nothing

@@ -24,7 +24,7 @@ def facts_of(cause: Cause, evidence: Evidence) -> list[Fact]:
     """Evidence of a cause of waits for data."""
     disk = evidence.disks.get(cause.device or "")
     facts = [*_of_disk(cause, disk, evidence)] if disk is not None and disk.await_s is not None else []
-    return [*facts, *_of_cause(cause, evidence), *_of_fetches(evidence)]
+    return [*facts, *_of_cause(cause, evidence), *_of_fetches(evidence), *_of_gpus(evidence)]
 
 
 def _of_disk(cause: Cause, disk: Disk, evidence: Evidence) -> Iterator[Fact]:
@@ -78,3 +78,15 @@ def _of_fetches(evidence: Evidence) -> Iterator[Fact]:
             yield Fact("gpumon.fetch.time", fraction, "1", None, f"share of fetch time {_GROUP_WORDS[group]}")
     waited = evidence.steps.wait_fraction
     yield Fact("gpumon.data.wait.utilization", waited, "1", limit.NO_ALARM_WAIT, "the most of healthy loaders")
+
+
+def _of_gpus(evidence: Evidence) -> Iterator[Fact]:
+    """nvidia-smi's joint sign of a GPU that waits: hardly busy, while loaders are at it and its memory is steady."""
+    if evidence.gpu_busy is None or evidence.gpu_busy >= limit.WAITING_GPU:
+        return
+    yield Fact("hw.gpu.utilization", evidence.gpu_busy, "1", limit.WAITING_GPU, "the GPU waits")
+    if evidence.fetches.duty is not None:
+        yield Fact("gpumon.fetch.time", min(1.0, evidence.fetches.duty), "1", None, "share of time loaders are busy")
+    grown = [gpu for gpu in evidence.gpus if gpu.memory_grew is not None]
+    if evidence.gpus and not grown:
+        yield Fact("hw.gpu.memory.usage", "steady", "By")

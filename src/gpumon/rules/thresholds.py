@@ -68,4 +68,34 @@ QUIET_WINDOWS: Final = 3
 """Windows with fewer requests in flight are a device's own baseline, from this many on."""
 PAGE_BYTES: Final = 4096
 """Refaults are counted in pages; larger pages only make the share larger."""
+# -- GPUs ---------------------------------------------------------------------------------------------
+USED_GPU: Final = 0.05
+"""A GPU that was never busier than this was not used."""
+THROTTLED_GPU: Final = 0.20
+"""Of the time in which the GPU is busy: thermal slowdown or power brake is the verdict, and critical."""
+THERMAL: Final = 0.05
+THERMAL_S: Final = 5.0
+"""Thermal slowdown for this share of the training, or this long, is worth a finding."""
+POWER_CAPPED: Final = 0.20
+CLOCKS_FELL: Final = 0.10
+"""A power cap is normal for a busy GPU; it is a warning where clocks fall by this much."""
+HOT_C: Final = 85.0
+HOT_S: Final = 10.0
+COOLER_C: Final = 2.0
+"""Hysteresis: a GPU is hot from HOT_C on, until it is this much cooler."""
+LOADED_LINK: Final = 0.50
+LOADED_WINDOWS: Final = 3
+"""A PCIe link trains down while idle; it is judged in windows with a busier GPU, from so many on."""
+MEMORY_GROWTH: Final = 0.05
+MEMORY_GROWTH_BYTES: Final = float(1 << 30)
+MEMORY_STEPS: Final = 50
+MEMORY_BLOCKS: Final = 5
+WARM_UP: Final = 0.20
+"""Of the training: memory that grows then is no leak. After it, growth in every one of the blocks is."""
+MEMORY_PRESSURE: Final = (0.92, 0.97)
+"""Peak of used memory: warning, critical."""
+WAITING_GPU: Final = 0.30
+"""nvidia-smi's sign of a GPU that waits for data."""
+FATAL_XIDS: Final = (48, 62, 63, 64, 74, 79, 95, 119, 120)
+
 MOST_CONFIDENT: Final = 0.95

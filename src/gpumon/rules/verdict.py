@@ -12,6 +12,7 @@ from gpumon.rules.causes import cause_of_waits
 from gpumon.rules.evidence import Evidence, Steps, share
 from gpumon.rules.facts import facts_of
 from gpumon.rules.findings import SEVERITIES, Fact, Finding, severity
+from gpumon.rules.gpus import gpu_findings, most_throttled
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,9 @@ class Judgement:
 
 def judge(evidence: Evidence) -> Judgement:
     """The verdict over a stretch of training, and what stands behind it."""
+    of_gpus = gpu_findings(evidence)
     if reason := too_little(evidence.steps):
-        return Judgement("insufficient_data", reason, [])
+        return Judgement("insufficient_data", reason, [item for item in of_gpus if item.rule == "GpuError"])
     found: list[tuple[str, Finding]] = []
     if is_data_loading_bound(evidence.steps):
         found.append(("data_loading_bound", data_loading_bound(evidence)))
@@ -36,6 +38,10 @@ def judge(evidence: Evidence) -> Judgement:
     ):
         if evidence.steps.steady.fraction(phase) >= limit.LARGE_LOSS:
             found.append((name, _phase_bound(evidence, rule, phase, what)))
+    if (hot := most_throttled(evidence)) is not None:
+        found += [
+            ("throttled", item) for item in of_gpus if (item.rule, item.device) == ("GpuThermalThrottling", hot.id)
+        ]
     if found:
         verdict, first = max(found, key=lambda item: item[1].seconds_lost or 0.0)
         headline = first.summary
@@ -45,6 +51,7 @@ def judge(evidence: Evidence) -> Judgement:
             overhead = _overhead_bound(evidence, headline)
             found.append((verdict, overhead))
     findings = [finding for _, finding in found]
+    findings += [item for item in of_gpus if item not in findings]
     if (slow := first_batch_slow(evidence)) is not None:
         findings.append(slow)
     findings += collector_blind(evidence, findings)

@@ -34,6 +34,7 @@ class RunFiles:
     def __init__(
         self, directory: Path, rank: int, *, segment_bytes: int = SEGMENT_BYTES, run_bytes: int = RUN_BYTES
     ) -> None:
+        self.directory = directory
         self._files = {signal: LineFile(directory, signal, rank, segment_bytes, run_bytes) for signal in SIGNALS}
 
     def write(self, signal: str, line: str) -> bool:

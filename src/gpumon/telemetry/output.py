@@ -12,6 +12,7 @@ Signal by signal (traces, metrics, logs):
    | `auto` | `file` where a run directory is named, else `otlp` where an endpoint is, else `file` |
    | `otlp` | OTLP, http/protobuf unless `OTEL_EXPORTER_OTLP_PROTOCOL` says grpc |
    | `file` | the run directory: the named one, or a new one under `gpumon-runs/` |
+   | `auto+file`, `otlp+file` | both, each with a queue of its own; `auto+file` sends where an endpoint is named |
    | `none` | nothing |
 
 A run directory that was asked for (`file`, or one that is named) is written beside the application's
@@ -26,25 +27,26 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from opentelemetry import _logs, metrics, trace
-from opentelemetry.instrumentation.utils import suppress_instrumentation
+from opentelemetry.sdk import _logs as sdk_logs
 
 from gpumon import metrics as m
 from gpumon.config import Config
 from gpumon.metrics import Attributes
-from gpumon.telemetry.export import SIGNALS, Export
+from gpumon.telemetry import otlp
+from gpumon.telemetry.export import SIGNALS, Export, Outlet
 from gpumon.telemetry.files import RunFiles
 from gpumon.telemetry.histograms import SdkHistograms
 from gpumon.telemetry.instruments import HUB, HistogramSource
-from gpumon.telemetry.reader import Reader
+from gpumon.telemetry.reader import Reader, deltas_are_preferred
 from gpumon.telemetry.resource import identity, job_id, ranks, resource, service_name
 from gpumon.telemetry.run_json import join_run, leave_run, new_run_id, run_name, shared_run_name
-from gpumon.telemetry.sinks import FileSink, OtlpSink, Sink, otlp_named, otlp_place
+from gpumon.telemetry.sinks import FileSink, OtlpSink, Sink
 from gpumon.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -54,8 +56,13 @@ EARLY_INTERVAL_S, EARLY_S, INTERVAL_S = 1.0, 300.0, 10.0
 GRACE_S = 30.0
 EXIT_S = 2.0
 """The exit may wait 3 s for all of gpumon."""
+DELIVERY_S = 1.8
+"""Of that, for a receiver that is slow, or not there."""
 
 TAKEN_OVER = "The application set OpenTelemetry providers of its own while it ran: they get the signals since."
+
+_LogRecord: Any = getattr(sdk_logs, "LogRecord", _logs.LogRecord)
+"""Exporters of an SDK before 1.39 take records of the SDK's own only, and ask them for the resource."""
 
 Destinations = list[tuple[trace.Tracer, Attributes]]
 
@@ -93,10 +100,11 @@ class Output:
         self.is_disabled = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
         self.run_dir: Path | None = None  # known once something is written there
         self.run_id, self._planned = _plan(config, self.service)
-        self.cpu_ns = 0  # CPU time of the export thread
+        self._cpu_ns = 0
         self._config = config
-        self._kind = _kind(config)
-        self._is_asked_for = config.export == "file" or (self._kind == "file" and config.run_dir is not None)
+        self._kinds = _kinds(config)
+        named = config.run_dir is not None
+        self._is_asked_for = "file" in config.export.split("+") or ("file" in self._kinds and named)
         self._source = histograms
         self._before_collect = before_collect
         self._given = given
@@ -105,7 +113,8 @@ class Output:
         self._own: Export | None = None
         self._own_tracer: trace.Tracer | None = None
         self._opening = threading.Lock()
-        self._failed: str | None = None
+        self._has_failed = False
+        self._deadline = 0.0  # of the delivery at the exit
         self._began = time.monotonic()
         self._interval_s = _interval_from_environment()
         self._wake = threading.Event()
@@ -125,15 +134,23 @@ class Output:
         """Write what is left and end; gives up after `EXIT_S`. Returns whether all of it was written."""
         if os.getpid() != self._pid or not self._thread.is_alive():
             return False
+        self._deadline = time.monotonic() + DELIVERY_S
         self._closing = True
         self._wake.set()
         self._thread.join(EXIT_S)
-        return not self._thread.is_alive() and not any(self._unwritten().values())
+        own = self._own
+        return not self._thread.is_alive() and (own is None or (own.is_empty and not any(own.dropped.values())))
 
     @property
     def is_listening(self) -> bool:
         """Whether anyone takes signals now; false costs nothing: no need to read a device."""
-        return self._applications is not None and (self._kind != "none" or self._applications.any_set())
+        return self._applications is not None and (bool(self._kinds) or self._applications.any_set())
+
+    @property
+    def cpu_ns(self) -> int:
+        """CPU time of the threads that export."""
+        own = self._own
+        return self._cpu_ns + (own.cpu_ns if own is not None else 0)
 
     def tracers(self) -> Destinations:
         """Every tracer to end spans with, and the attributes that they carry there; none, one or two.
@@ -149,8 +166,16 @@ class Output:
             found.append((self._own_tracer, {}))
         return found
 
-    def event(self, name: str, body: str, attributes: Attributes | None = None, *, is_warning: bool = False) -> None:
-        """Emit a log record with an event name; nothing where OpenTelemetry has none yet (before 1.35)."""
+    def event(
+        self,
+        name: str,
+        body: str,
+        attributes: Attributes | None = None,
+        *,
+        time_ns: int | None = None,
+        is_warning: bool = False,
+    ) -> None:
+        """Emit a log record with an event name, of now or of *time_ns*; nothing before OpenTelemetry 1.35."""
         if self._applications is None or os.getpid() != self._pid:
             return
         targets: list[tuple[Any, Attributes]] = []
@@ -161,14 +186,24 @@ class Output:
         severity = _logs.SeverityNumber.WARN if is_warning else _logs.SeverityNumber.INFO
         for target, extra in targets:
             with suppress(TypeError):
-                record = _logs.LogRecord(
-                    timestamp=time.time_ns(),
+                record = _LogRecord(
+                    timestamp=time_ns or time.time_ns(),
                     severity_number=severity,
                     body=body,
                     attributes={**(attributes or {}), **extra},
                     event_name=name,
                 )
+                if _LogRecord is not _logs.LogRecord and hasattr(target, "resource"):
+                    record.resource = target.resource
                 target.emit(record)
+
+    def exemplify(self, span: trace.Span, values: Sequence[tuple[m.Metric, Attributes, float]], time_ns: int) -> None:
+        """Note *values* of our histograms with the span that shows where they come from: that of a kept step."""
+        own = self._own
+        if own is not None:
+            for reader in own.readers:
+                for metric, attributes, value in values:
+                    reader.exemplify(metric, attributes, value, time_ns, span.get_span_context())
 
     def spans_dropped(self) -> Iterator[tuple[float, Attributes]]:
         """Values of `gpumon.spans.dropped`."""
@@ -185,38 +220,49 @@ class Output:
 
     def _is_ours(self, signal: str) -> bool:
         """Whether our own export takes *signal* now."""
-        if self._kind == "none" or signal not in self._ours or self._applications is None:
+        return any(self._takes(kind, signal) for kind in self._kinds)
+
+    def _takes(self, kind: str, signal: str) -> bool:
+        """Whether our files, or our OTLP, take *signal* now."""
+        if kind not in self._kinds or signal not in self._ours or self._applications is None:
             return False
-        if self._is_asked_for or signal != "logs":
-            return self._is_asked_for or not self._applications.is_set(signal)
+        if kind == "file" and self._is_asked_for:
+            return True
+        if self._applications.is_set(signal):
+            return False
         # Events go along with the rest; alone they are no reason for an export of ours.
-        return not self._applications.is_set("logs") and (self._is_ours("traces") or self._is_ours("metrics"))
+        return signal != "logs" or self._takes(kind, "traces") or self._takes(kind, "metrics")
 
     def _begin_own(self) -> Export | None:
         """Our own export, begun on the first call; None where it cannot be, which is said once."""
         with self._opening:
-            if self._own is None:
-                try:
-                    self._own = self._open_own()
-                except OSError as error:
-                    if self._failed is None:
-                        logger.warning("gpumon cannot write its run directory: %s; set GPUMON_RUN_DIR", error)
-                    self._failed = str(error)
+            if self._own is None and (sinks := list(self._open_sinks())):
+                self._own = self._open_own(sinks)
             return self._own
 
-    def _open_own(self) -> Export:
+    def _open_sinks(self) -> Iterator[Sink]:
+        if "file" in self._kinds:
+            try:
+                yield self._open_files()
+            except OSError as error:
+                if not self._has_failed:
+                    logger.warning("gpumon cannot write its run directory: %s; set GPUMON_RUN_DIR", error)
+                self._has_failed = True
+        if "otlp" in self._kinds:
+            yield OtlpSink(self._config.endpoint)
+
+    def _open_files(self) -> FileSink:
         rank = ranks()["gpumon.rank"]
-        sink: Sink
-        if self._kind == "file":
-            began = time.time() - (time.monotonic() - self._began)
-            self.run_dir, self.run_id = join_run(self._planned, self.run_id, self.service, rank, began)
-            HUB.attributes = identity(self.run_id)
-            sink = FileSink(RunFiles(self.run_dir, rank))
-        else:
-            sink = OtlpSink(self._config.endpoint)
+        began = time.time() - (time.monotonic() - self._began)
+        self.run_dir, self.run_id = join_run(self._planned, self.run_id, self.service, rank, began)
+        HUB.attributes = identity(self.run_id)
+        return FileSink(RunFiles(self.run_dir, rank))
+
+    def _open_own(self, sinks: list[Sink]) -> Export:
         described = resource(self.service, self.run_id)
-        reader = Reader(HUB.values, self._source, described, for_otlp=self._kind == "otlp")
-        own = Export(described, sink, reader)
+        cumulative = Reader(HUB.values, self._source, described)
+        deltas = Reader(HUB.values, self._source, described, for_otlp=True) if deltas_are_preferred() else cumulative
+        own = Export(described, [Outlet(sink, deltas if sink.kind == "otlp" else cumulative) for sink in sinks])
         self._own_tracer = own.tracer_provider.get_tracer(m.SCOPE, __version__, m.SCHEMA_URL)
         return own
 
@@ -231,22 +277,21 @@ class Output:
     def _run(self) -> None:
         due = self._began + self._interval()
         failures = 0
-        with suppress_instrumentation():  # of the requests that carry our own export
-            while True:
-                closing = self._wake.wait(max(0.0, due - time.monotonic()))
-                began = time.thread_time_ns()
-                try:
-                    self._export(closing)
-                except Exception:  # export must never end the training
-                    failures += 1
-                    log = logger.warning if failures == 1 else logger.debug
-                    log("gpumon export failed", exc_info=True)
-                    if os.environ.get("GPUMON_STRICT") == "1":
-                        raise
-                self.cpu_ns += time.thread_time_ns() - began
-                if closing:
-                    return
-                due = max(due + self._interval(), time.monotonic())
+        while True:
+            closing = self._wake.wait(max(0.0, due - time.monotonic()))
+            began = time.thread_time_ns()
+            try:
+                self._export(closing)
+            except Exception:  # export must never end the training
+                failures += 1
+                log = logger.warning if failures == 1 else logger.debug
+                log("gpumon export failed", exc_info=True)
+                if os.environ.get("GPUMON_STRICT") == "1":
+                    raise
+            self._cpu_ns += time.thread_time_ns() - began
+            if closing:
+                return
+            due = max(due + self._interval(), time.monotonic())
 
     def _interval(self) -> float:
         if self._interval_s is not None:
@@ -262,34 +307,27 @@ class Output:
             if own is None and self._is_time():
                 own = self._begin_own()
             if own is not None:
-                own.collect(metrics=self._is_ours("metrics"))
-                self._flush(own)
+                own.collect(self._takes)
+                if not closing:
+                    own.flush()
         elif own is not None and not closing:
-            self._stop_own(own, TAKEN_OVER)
+            self._hand_over(own)
         if closing and own is not None:
-            self._stop_own(own)
+            self._stop_own(own, self._deadline)
 
-    def _flush(self, own: Export) -> None:
-        if own.flush():
-            self._failed = None
-        elif self._failed is None:
-            place = self.run_dir if self._kind == "file" else otlp_place(self._config.endpoint)
-            logger.warning("gpumon cannot deliver to %s now; it keeps 64 MiB and goes on trying", place)
-            self._failed = str(place)
+    def _hand_over(self, own: Export) -> None:
+        """The application's providers take all signals from now on."""
+        own.collect(lambda kind, signal: signal != "metrics")
+        self._stop_own(own, time.monotonic() + DELIVERY_S, TAKEN_OVER)
+        self._cpu_ns += own.cpu_ns
+        self._own, self._own_tracer, self._kinds = None, None, ()
 
-    def _stop_own(self, own: Export, note: str | None = None) -> None:
-        if note:
-            own.collect(metrics=False)
-            own.flush()
-        own.close()
+    def _stop_own(self, own: Export, deadline: float, note: str | None = None) -> None:
+        own.close_files()
         if self.run_dir is not None:
             with suppress(OSError):
                 leave_run(self.run_dir, note)
-        if note:
-            self._own, self._own_tracer, self._kind = None, None, "none"
-
-    def _unwritten(self) -> dict[str, int]:
-        return dict(self._own.dropped) if self._own is not None else {}
+        own.close(deadline - time.monotonic())
 
 
 class _Applications:
@@ -327,11 +365,14 @@ def _logger(provider: Any) -> Any:
     return provider.get_logger(m.SCOPE, __version__, m.SCHEMA_URL)
 
 
-def _kind(config: Config) -> str:
-    """otlp, file or none."""
-    if config.export != "auto":
-        return config.export
-    return "otlp" if config.run_dir is None and otlp_named(config.endpoint) else "file"
+def _kinds(config: Config) -> tuple[str, ...]:
+    """Of `file` and `otlp`, where our own export goes to."""
+    asked = config.export.split("+")
+    kinds = {"file", "otlp"}.intersection(asked)
+    if "auto" in asked:
+        is_free = config.run_dir is None or "file" in asked
+        kinds.add("otlp" if is_free and otlp.named(config.endpoint) else "file")
+    return tuple(sorted(kinds))
 
 
 def _plan(config: Config, service: str) -> tuple[str, Path]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from opentelemetry.sdk.metrics import Exemplar
 from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
     Gauge,
@@ -25,6 +27,7 @@ from opentelemetry.sdk.metrics.export import (
 )
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import SpanContext
 
 from gpumon import metrics as m
 from gpumon.buckets import Buckets
@@ -36,6 +39,18 @@ _DELTA = {"delta": ("counter", "histogram"), "lowmemory": ("histogram",)}
 
 _SCOPE = InstrumentationScope(m.SCOPE, __version__, m.SCHEMA_URL)
 
+MAX_EXEMPLARS = 8
+"""Of one series between two reads; the newest stay."""
+
+
+def deltas_are_preferred() -> bool:
+    """Whether an OTLP receiver wants another temporality than the files have."""
+    return bool(_DELTA.get(_preference()))
+
+
+def _preference() -> str:
+    return os.environ.get("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "").strip().lower()
+
 
 class Reader:
     """Reads *values* and *histograms* when asked, in the caller's thread.
@@ -46,12 +61,21 @@ class Reader:
     def __init__(
         self, values: Source, histograms: HistogramSource, resource: Resource, *, for_otlp: bool = False
     ) -> None:
-        preference = os.environ.get("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "").strip().lower()
-        self._deltas = _DELTA.get(preference, ()) if for_otlp else ()
+        self._deltas = _DELTA.get(_preference(), ()) if for_otlp else ()
         self._values, self._histograms, self._resource = values, histograms, resource
         self._started = self._last = time.time_ns()
         self._counted: dict[Any, float] = {}  # of a series, until the last read
         self._done: dict[Any, Buckets] = {}
+        self._exemplars: dict[Any, deque[Exemplar]] = {}
+        self._takes_exemplars = os.environ.get("OTEL_METRICS_EXEMPLAR_FILTER", "").strip().lower() != "always_off"
+
+    def exemplify(
+        self, metric: m.Metric, attributes: m.Attributes, value: float, time_ns: int, span: SpanContext
+    ) -> None:
+        """Let the next point of a histogram name the trace in which *value* was measured."""
+        if self._takes_exemplars and span.is_valid and span.trace_flags.sampled:
+            found = self._exemplars.setdefault(_series(metric, attributes), deque(maxlen=MAX_EXEMPLARS))
+            found.append(Exemplar({}, value, time_ns, span.span_id, span.trace_id))
 
     def read(self) -> MetricsData | None:
         """Everything that has a value now; None where nothing has."""
@@ -101,7 +125,9 @@ class Reader:
         for metric, attributes, live in self._histograms():
             buckets = self._since_last(metric, attributes, live) if "histogram" in self._deltas else live
             if any(buckets.counts):
-                by_name.setdefault(metric.name, (metric, []))[1].append(_point(attributes, buckets, begin, now))
+                exemplars = self._exemplars.pop(_series(metric, attributes), ()) if self._exemplars else ()
+                point = _point(attributes, buckets, begin, now, list(exemplars))
+                by_name.setdefault(metric.name, (metric, []))[1].append(point)
         for metric, points in by_name.values():
             data = Histogram(points, self._temporality("histogram"))
             yield Metric(metric.name, metric.description, metric.unit, data)
@@ -122,7 +148,9 @@ def _series(metric: m.Metric, attributes: Any) -> Any:
     return metric.name, tuple(sorted(attributes.items()))
 
 
-def _point(attributes: m.Attributes, buckets: Buckets, begin: int, now: int) -> HistogramDataPoint:
+def _point(
+    attributes: m.Attributes, buckets: Buckets, begin: int, now: int, exemplars: Sequence[Exemplar]
+) -> HistogramDataPoint:
     counts, sums = list(buckets.counts), list(buckets.sums)
     return HistogramDataPoint(
         attributes=dict(attributes),
@@ -134,4 +162,5 @@ def _point(attributes: m.Attributes, buckets: Buckets, begin: int, now: int) -> 
         explicit_bounds=m.DURATION_BOUNDS,
         min=buckets.min_s,
         max=buckets.max_s,
+        exemplars=exemplars,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,16 +12,16 @@ from opentelemetry.sdk.metrics.export import MetricsData
 from opentelemetry.sdk.trace import ReadableSpan
 
 from gpumon.telemetry.files import RunFiles
+from gpumon.telemetry.otlp import exporter, place
 from gpumon.telemetry.otlp_json import logs_line, metrics_line, spans_line
-
-TIMEOUT_S = 2
-"""For one delivery, unless `OTEL_EXPORTER_OTLP_TIMEOUT` says otherwise (OpenTelemetry's default is 10 s)."""
-
-_ENDPOINTS = tuple(f"OTEL_EXPORTER_OTLP_{signal}ENDPOINT" for signal in ("", "TRACES_", "METRICS_", "LOGS_"))
 
 
 class Sink(Protocol):
     """Where one process' signals go. `write_*` return whether the batch was delivered or stored."""
+
+    kind: str  # file or otlp
+    place: str  # for messages
+    why: str  # what was last said of a batch that was not taken
 
     def write_metrics(self, data: MetricsData) -> bool: ...
     def write_traces(self, spans: Sequence[ReadableSpan]) -> bool: ...
@@ -33,8 +32,12 @@ class Sink(Protocol):
 class FileSink:
     """OTLP JSON lines in a run directory."""
 
+    kind = "file"
+
     def __init__(self, files: RunFiles) -> None:
         self._files = files
+        self.place = str(files.directory)
+        self.why = ""
 
     def write_metrics(self, data: MetricsData) -> bool:
         return self._files.write("metrics", metrics_line(data))
@@ -52,83 +55,62 @@ class FileSink:
 class OtlpSink:
     """OTLP through OpenTelemetry's own exporters, whose `OTEL_EXPORTER_OTLP_*` variables hold here too."""
 
+    kind = "otlp"
+
     def __init__(self, endpoint: str | None) -> None:
-        self._metrics, self._traces, self._logs = _otlp_exporters(endpoint)
+        self.place = place(endpoint)
+        self.why = ""
+        self._endpoint = endpoint
+        self._exporters: dict[str, Any] = {}
 
     def write_metrics(self, data: MetricsData) -> bool:
-        return self._send(self._metrics, data)
+        return self._send("metrics", data)
 
     def write_traces(self, spans: Sequence[ReadableSpan]) -> bool:
-        return self._send(self._traces, spans)
+        return self._send("traces", spans)
 
     def write_logs(self, records: Sequence[Any]) -> bool:
-        return self._send(self._logs, records)
+        return self._send("logs", records)
 
-    def _send(self, exporter: Any, batch: Any) -> bool:
-        with _quiet():
-            try:
-                return bool(exporter.export(batch).name == "SUCCESS")
-            except Exception:  # noqa: BLE001 - whatever the transport raises (SDK < 1.33): not delivered
-                return False
+    def _send(self, signal: str, batch: Any) -> bool:
+        said: list[str] = []
+        try:
+            # Made on first use, in the sending thread: the import of grpc takes up to half a second.
+            if signal not in self._exporters:
+                self._exporters[signal] = exporter(signal, self._endpoint)
+            with _quiet() as said:
+                is_taken = bool(self._exporters[signal].export(batch).name == "SUCCESS")
+        except Exception as error:  # noqa: BLE001 - no such package, or whatever the transport raises
+            said.append(f"{type(error).__name__}: {error}")
+            is_taken = False
+        if not is_taken:
+            self.why = " ".join(said[0].split())[:300] if said else ""
+        return is_taken
 
     def close(self) -> None:
         with _quiet():
-            for exporter in (self._metrics, self._traces, self._logs):
-                exporter.shutdown()
-
-
-def otlp_named(endpoint: str | None) -> bool:
-    """Whether an OTLP receiver was named, by argument or by `OTEL_EXPORTER_OTLP_*ENDPOINT`."""
-    return bool(endpoint) or any(os.environ.get(variable) for variable in _ENDPOINTS)
-
-
-def otlp_place(endpoint: str | None) -> str:
-    """The receiver's address, for messages."""
-    named = (os.environ.get(variable) for variable in _ENDPOINTS)
-    return endpoint or next(filter(None, named), "http://localhost:4318")
-
-
-def _otlp_exporters(endpoint: str | None) -> tuple[Any, Any, Any]:
-    """(metrics, traces, logs) exporters: grpc where `OTEL_EXPORTER_OTLP_PROTOCOL` says so, else http."""
-    timeout = None if "OTEL_EXPORTER_OTLP_TIMEOUT" in os.environ else TIMEOUT_S
-    metrics: Any
-    traces: Any
-    logs: Any
-    if os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL", "").strip() == "grpc":
-        from opentelemetry.exporter.otlp.proto.grpc import _log_exporter as logs
-        from opentelemetry.exporter.otlp.proto.grpc import metric_exporter as metrics
-        from opentelemetry.exporter.otlp.proto.grpc import trace_exporter as traces
-    else:
-        from opentelemetry.exporter.otlp.proto.http import _log_exporter as logs
-        from opentelemetry.exporter.otlp.proto.http import metric_exporter as metrics
-        from opentelemetry.exporter.otlp.proto.http import trace_exporter as traces
-
-    def url(path: str) -> str | None:
-        # Over http an endpoint given in code is the full address of one signal.
-        is_http = metrics.__name__.startswith("opentelemetry.exporter.otlp.proto.http")
-        return f"{endpoint.rstrip('/')}/{path}" if endpoint and is_http else endpoint
-
-    return (
-        metrics.OTLPMetricExporter(endpoint=url("v1/metrics"), timeout=timeout),
-        traces.OTLPSpanExporter(endpoint=url("v1/traces"), timeout=timeout),
-        logs.OTLPLogExporter(endpoint=url("v1/logs"), timeout=timeout),
-    )
+            for found in list(self._exporters.values()):
+                found.shutdown()
 
 
 class _ThisThread(logging.Filter):
-    """Hides what the exporters log in one thread; the application's own exporters log as ever."""
+    """Keeps what the exporters log in one thread; the application's own exporters log as ever."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.said: list[str] = []
         self._thread = threading.get_ident()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return record.thread != self._thread
+        if record.thread != self._thread:
+            return True
+        self.said.append(record.getMessage())
+        return False
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """A receiver that is down is reported once by us, not at every export by each exporter.
+def _quiet() -> Iterator[list[str]]:
+    """A receiver that is down is reported once by us, not at every export by each exporter; yields what they say.
 
     Filters of a logger do not see records of the loggers below it, hence one on each of them.
     """
@@ -141,7 +123,7 @@ def _quiet() -> Iterator[None]:
     for item in loggers:
         item.addFilter(hide)
     try:
-        yield
+        yield hide.said
     finally:
         for item in loggers:
             item.removeFilter(hide)

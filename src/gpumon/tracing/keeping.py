@@ -13,7 +13,7 @@ WAITING = 2048  # kept steps that wait for the background thread
 RECENT = 512  # steps whose median and 95th percentile say what is slow
 ENOUGH = 20  # of them, to say so
 SLOWEST = 1  # slow steps kept of one run of regular steps: a noisy machine has dozens a second
-AT_MOST = {"slow": 2, "failed": 8, "first_of_epoch": 2, "sampled": 8}  # kept per second, stage and reason
+AT_MOST = {"slow": 1, "failed": 8, "first_of_epoch": 1, "sampled": 8}  # kept per second, stage and reason
 
 
 class _Slow:

@@ -43,6 +43,10 @@ class TrainingReadings:
         self._reader_seen: dict[int, float] = {}
         self._others: dict[Metric, Callable[[], Values]] = {
             m.PHASE_TIME: self._phase_time,
+            m.STEP_GPU_COUNT: lambda: self._device(lambda stage: stage.gpu_steps),
+            m.STEP_GPU_TIME: lambda: self._device(lambda stage: stage.gpu_s),
+            m.PHASE_GPU_TIME: self._device_phases,
+            m.ALLOCATOR_MEMORY_USAGE: self._device_memory,
             m.BACKGROUND_FETCH_COUNT: self._background_fetches,
             m.LOADER_STARTUP_TIME: self._loader_startup,
             m.FETCH_COUNT: self._fetch_count,
@@ -79,6 +83,21 @@ class TrainingReadings:
         for name, stage in list(self._tracer.totals.stages.items()):
             for phase, ns in list(stage.phase_ns.items()):
                 yield ns / 1e9, {m.STAGE: name, m.PHASE: phase}
+
+    def _device(self, value: Callable[[StageTotals], float]) -> Values:
+        for name, stage in list(self._tracer.totals.stages.items()):
+            if stage.gpu_steps:
+                yield value(stage), {m.STAGE: name}
+
+    def _device_phases(self) -> Values:
+        for name, stage in list(self._tracer.totals.stages.items()):
+            for phase, seconds in list(stage.gpu_phase_s.items()):
+                yield seconds, {m.STAGE: name, m.PHASE: phase}
+
+    def _device_memory(self) -> Values:
+        for device, states in list(self._tracer.device_memory.items()):
+            for state, size in states.items():
+                yield size, {m.DEVICE_INDEX: device, m.ALLOCATOR_STATE: state}
 
     def _wait_share(self, reader: int) -> Values:
         now = time.monotonic()

@@ -24,6 +24,9 @@ class StageTotals:
     phase_ns: dict[str, int] = field(default_factory=dict)
     durations: Buckets = field(default_factory=Buckets)
     waits: Buckets = field(default_factory=Buckets)
+    gpu_steps: int = 0  # whose device time was taken
+    gpu_s: float = 0.0
+    gpu_phase_s: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

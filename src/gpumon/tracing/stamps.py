@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gpumon.tracing.device_time import DeviceTimer
 
 # A row: (fetch begin, fetch end, backward begin, end, update begin, end, iterator, samples, end of the step)
 ROW = 9
@@ -28,6 +31,9 @@ ROW = 9
     END,  # at, None | type of the exception
 ) = range(12)
 
+_MARKS = {FETCH: 3, BACKWARD: 0, BACKWARD_END: 2, UPDATE: 0, UPDATE_END: 0}
+"""What a device timer marks, and where such an event says that it failed."""
+
 LOG_LIMIT = 1_000_000  # entries; nobody takes them any more
 
 OUTSIDE, FETCHING, ASKED = 0, 1, 2  # in no fetch; in one; `gpumon.steps` asked for a batch
@@ -37,14 +43,15 @@ class Stamps:
     """One training thread's slots and its log."""
 
     __slots__ = (
-        "b0", "b1", "f0", "f1", "ident", "in_backward", "in_fetch", "inner", "it", "log", "manual", "n", "o0", "o1",
-        "opt", "samples", "thread",
+        "b0", "b1", "f0", "f1", "gpu", "ident", "in_backward", "in_fetch", "inner", "it", "log", "manual", "n", "o0",
+        "o1", "opt", "samples", "thread",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.thread = threading.current_thread()
         self.ident = threading.get_ident()
         self.log: list[tuple[Any, ...]] = []
+        self.gpu: DeviceTimer | None = None  # where the training uses a device that can be timed
         self.n = 0  # how far the regular step has come: 1 fetched, 2 in backward, 3 after it, 4 in update, 5 after it
         self.in_fetch = OUTSIDE
         self.in_backward = False  # in one that `n` does not tell of
@@ -67,6 +74,8 @@ class Stamps:
         if self.n:
             self.flush()
         self.log.append(event)
+        if self.gpu is not None and (failing := _MARKS.get(event[0])) is not None:
+            self.gpu.mark(event[0], bool(failing and event[failing]))
         if len(self.log) > LOG_LIMIT:
             del self.log[:]
 

@@ -20,6 +20,7 @@ VIEWS = (
     "gpumon_phases",
     "gpumon_datasets",
     "gpumon_disks",
+    "gpumon_gpus",
     "gpumon_collectors",
     "gpumon_limits",
     "gpumon_fetch_accounts",

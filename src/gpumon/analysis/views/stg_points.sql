@@ -35,6 +35,9 @@ select
             ), '..'
         ),
         nullif(attributes['system.paging.fault.type'], ''), nullif(attributes['hw.gpu.task'], ''),
+        nullif(attributes['gpumon.gpu.throttle.reason'], ''), nullif(attributes['gpumon.gpu.clock'], ''),
+        nullif(attributes['gpumon.gpu.remap'], ''), nullif(attributes['hw.limit_type'], ''),
+        nullif(attributes['hw.state'], ''), nullif(attributes['error.type'], ''),
         nullif(attributes['hw.physical_disk.smart_attribute'], ''), nullif(attributes['gpumon.overhead'], ''),
         nullif(attributes['gpumon.signal'], ''), nullif(attributes['gpumon.reason'], ''), ''
     ) as part,
