@@ -36,7 +36,7 @@ def pytest_sessionfinish(session, exitstatus):
     skipped = [
         report
         for report in reporter.stats.get("skipped", [])
-        if "gpu" not in report.keywords and "pip install" not in str(report.longrepr)
+        if "gpu" not in getattr(report, "keywords", ()) and "pip install" not in str(report.longrepr)
     ]
     if skipped and exitstatus == 0:
         for report in skipped:

@@ -224,24 +224,23 @@ class Recording:
 
     # -- instruments ----------------------------------------------------------------------------------
 
-    def _observe(self, metric: Metric, reader: int) -> Iterator[tuple[float, Attributes]]:
+    def _observe(self, metric: Metric, reader: int) -> Iterable[tuple[float, Attributes]]:
         # A reader of the application's that collects at its own exit has no fold before it.
         if time.monotonic() - self._folded > FOLD_S and self._folding.acquire(blocking=False):
             try:
                 self._tracer.drain()
             finally:
                 self._folding.release()
+        if (values := self._training.observe(metric, reader)) is not None:
+            return values
         if metric is m.OVERHEAD_TIME:
-            yield self._background_cpu_s(), {m.OVERHEAD: "background"}
-        elif metric is m.SPANS_DROPPED:
-            yield from self._output.spans_dropped()
-            yield float(self._tracer.not_kept), {m.REASON: "too_many_slow_steps"}
-        elif metric is m.EXPORT_DROPPED:
-            yield from self._output.dropped()
-        elif (values := self._training.observe(metric, reader)) is not None:
-            yield from values
-        elif self._sampler is not None:
-            yield from self._sampler.observe(metric, reader)
+            return [(self._background_cpu_s(), {m.OVERHEAD: "background"})]
+        if metric is m.SPANS_DROPPED:
+            too_many = float(self._tracer.not_kept), {m.REASON: "too_many_slow_steps"}
+            return [*self._output.spans_dropped(), too_many]
+        if metric is m.EXPORT_DROPPED:
+            return self._output.dropped()
+        return self._sampler.observe(metric, reader) if self._sampler is not None else ()
 
     def _histograms(self) -> Iterator[tuple[Metric, Attributes, Buckets]]:
         yield from self._training.histograms()

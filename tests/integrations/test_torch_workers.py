@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections import deque
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ class Trainer:
         self.account = None
         self.inline_fetches = (0, 0)
         self.on_iterator = []
-        self.taken = []
+        self.taken = deque()
         self.serial = -1
         self.generation = 0
 
@@ -78,6 +79,7 @@ class Recorder:
         self.trainer = Trainer()
         self.accounts = FetchAccounts(self.trainer, StorageMap())
         self._stop = threading.Event()
+        self._polling = threading.Lock()
         self._thread = threading.Thread(target=self._poll, daemon=True)
         self.polls = 0
 
@@ -92,14 +94,19 @@ class Recorder:
         self._stop.set()
         self._thread.join()
         torch_workers.uninstrument()
-        self.accounts.poll(self.trainer.taken, everything=True)
+        self.poll(everything=True)
         self.accounts.stop()
 
     def _poll(self):
         while not self._stop.wait(0.1):
-            taken, self.trainer.taken = self.trainer.taken, []
-            self.accounts.poll(taken)
+            self.poll()
             self.polls += 1
+
+    def poll(self, everything=False):
+        """Hand on what was taken; one at a time, so that nothing is still on its way when a test looks."""
+        with self._polling:
+            taken = [self.trainer.taken.popleft() for _ in range(len(self.trainer.taken))]
+            self.accounts.poll(taken, everything=everything)
 
     @property
     def totals(self):
@@ -127,9 +134,7 @@ def recorder():
 def finish(recorder):
     """End the recording, so that totals are final."""
     gc.collect()  # an iterator's workers end when it goes
-    recorder.accounts.poll(everything=True)
-    taken, recorder.trainer.taken = recorder.trainer.taken, []
-    recorder.accounts.poll(taken, everything=True)
+    recorder.poll(everything=True)
 
 
 def stopwatch_s(batches):
@@ -140,14 +145,14 @@ def stopwatch_s(batches):
 @pytest.mark.parametrize("context", ["fork", "spawn", "forkserver"])
 def test_accounts_add_up(recorder, context):
     """With every start method each fetch has a record, and the accounts add up to the wall time."""
-    loader = DataLoader(Timed(32, sleep_s=0.01), 4, num_workers=2, collate_fn=spanned, multiprocessing_context=context)
+    loader = DataLoader(Timed(96, sleep_s=0.01), 4, num_workers=2, collate_fn=spanned, multiprocessing_context=context)
     batches = list(recorder.trainer.batches(loader))
     finish(recorder)
 
-    assert recorder.totals.count == {0: 4, 1: 4}
+    assert recorder.totals.count == {0: 12, 1: 12}
     assert sum(recorder.totals.time_s.values()) == pytest.approx(stopwatch_s(batches), rel=0.02)
     assert recorder.totals.lost == 0
-    assert sum(recorder.totals.ready_age.counts) == 8
+    assert sum(recorder.totals.ready_age.counts) == 24
     assert recorder.by_account()["blocked.sleep"] > 0.7
 
 

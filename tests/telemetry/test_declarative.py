@@ -9,7 +9,7 @@ import pytest
 
 from run_lines import points, resource
 
-pytest.importorskip("opentelemetry.configuration")
+pytest.importorskip("opentelemetry.configuration", reason="pip install opentelemetry-configuration")
 
 INSTRUMENT = "from opentelemetry.instrumentation.auto_instrumentation import run; run()"  # opentelemetry-instrument
 

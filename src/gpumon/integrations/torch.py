@@ -23,7 +23,7 @@ from gpumon.tracing import stamps as s
 from gpumon.tracing.batch import size_of
 from gpumon.tracing.device_time import DeviceTimer
 from gpumon.tracing.guard import guard
-from gpumon.tracing.stamps import FETCHING, Stamps
+from gpumon.tracing.stamps import ASKED, FETCHING, OUTSIDE, Stamps
 from gpumon.tracing.steps import LoaderSettings, StepTracer
 
 from . import torch_backward
@@ -144,19 +144,16 @@ def _patch_fetch(torch: Any, tracer: StepTracer) -> None:
             if not tracer.on:
                 return original(self)
             st = tracer.stamps()
-        outside = st.in_fetch
-        if outside == FETCHING:  # a loader inside a data set
-            return original(self)
+        if st.in_fetch:
+            return fetch_for_another(self, st)
         try:
             number, kind, serial, generation = self._gpumon
         except AttributeError:
             number, kind, serial, generation = _marked(self, tracer)
-        if outside:
-            st.inner = number  # `gpumon.steps` asked
         st.in_fetch = FETCHING
         account = tracer.account
         if account is not None:
-            if kind == INLINE and account.armed:
+            if kind == INLINE:
                 account.begin()
             else:
                 account = None
@@ -165,24 +162,23 @@ def _patch_fetch(torch: Any, tracer: StepTracer) -> None:
             batch = original(self)
         except BaseException as error:
             end = clock()
-            st.in_fetch = outside
+            st.in_fetch = OUTSIDE
             with guard("a fetch that ended"):
                 is_stop = isinstance(error, StopIteration)
                 if account is not None:
                     account.end(not is_stop)
-                if not outside:
-                    outcome = "stop" if is_stop else type(error).__name__
-                    st.event(s.FETCH, begin, end, outcome, number, grad_enabled(), 0)
+                outcome = "stop" if is_stop else type(error).__name__
+                st.event(s.FETCH, begin, end, outcome, number, grad_enabled(), 0)
             raise
         end = clock()
-        st.in_fetch = outside
+        st.in_fetch = OUTSIDE
         try:
             if account is not None:
                 account.end()
+                if not account.armed:
+                    tracer.account = None
             if kind == WORKERS:
                 fetches.append((serial, generation, self._rcvd_idx - 1, begin, end))
-            if outside:
-                return batch
             data = batch[0] if type(batch) is list and batch else batch
             try:
                 samples = data.shape[0] if type(data) is tensor else size_of(batch)
@@ -207,6 +203,37 @@ def _patch_fetch(torch: Any, tracer: StepTracer) -> None:
         except Exception:  # ours: the batch is delivered all the same
             with guard("a fetch"):
                 raise
+        return batch
+
+    def fetch_for_another(iterator: Any, st: Stamps) -> Any:
+        """A loader inside a data set fetches, or one that `gpumon.steps` iterates over."""
+        if st.in_fetch == FETCHING:
+            return original(iterator)
+        st.inner, kind, serial, generation = _marked(iterator, tracer)
+        account = tracer.account if kind == INLINE else None
+        st.in_fetch = FETCHING
+        if account is not None:
+            account.begin()
+        begin = clock()
+        got = False
+        try:
+            batch = original(iterator)
+            got = True
+        except StopIteration:
+            raise
+        except BaseException:
+            got = True  # the data set's error is a fetch too
+            raise
+        finally:
+            end = clock()
+            st.in_fetch = ASKED
+            with guard("a fetch"):
+                if account is not None:
+                    account.end(got)
+                    if not account.armed:
+                        tracer.account = None
+        if kind == WORKERS:
+            fetches.append((serial, generation, iterator._rcvd_idx - 1, begin, end))
         return batch
 
     _replace(base, "__next__", __next__)

@@ -173,7 +173,7 @@ def instrument(accounts: Accounts) -> None:
     _accounts = accounts
     _owner = os.getpid()
     accounts.tracer.on_iterator.append(_on_iterator)
-    accounts.tracer.account = accounts.inline
+    accounts.tracer.account = accounts.tracer.inline_account = accounts.inline
     if not _hooked:
         _hooked = True
         for module in MODULES:
@@ -192,8 +192,8 @@ def uninstrument() -> None:
     if accounts is not None:
         if _on_iterator in accounts.tracer.on_iterator:
             accounts.tracer.on_iterator.remove(_on_iterator)
-        if accounts.tracer.account is accounts.inline:
-            accounts.tracer.account = None
+        if accounts.tracer.inline_account is accounts.inline:
+            accounts.tracer.account = accounts.tracer.inline_account = None
     for module in list(_replaced):
         found = sys.modules.get(module)
         loop = getattr(found, ATTRIBUTE, None)

@@ -61,7 +61,8 @@ class StepTracer:
         self.totals = Totals()
         self.settings: dict[int, LoaderSettings] = {}  # by the number that a loader has
         self.on_iterator: list[Callable[[Any, int], None]] = []
-        self.account: FetchAccount | None = None
+        self.inline_account: FetchAccount | None = None  # of fetches in the training thread
+        self.account: FetchAccount | None = None  # the same while it wants an account of the next one
         self.fetches: deque[TakenFetch] = deque(maxlen=100_000)
         self.inline: set[int] = set()  # iterators that fetch in the training thread
         self.inline_fetches = (0, 0)  # how many of those fetches there were, and their wall time [ns]
@@ -135,6 +136,8 @@ class StepTracer:
         """Fold what the training threads stored since the last call."""
         with self._draining:
             self._time_device()
+            if self.inline_account is not None and self.inline_account.armed:
+                self.account = self.inline_account
             for stamps, machine in list(self._threads):
                 is_over = not stamps.thread.is_alive()
                 log = stamps.log
