@@ -55,6 +55,15 @@ def test_heat(tmp_path):
     assert "GpuThermalThrottling" in str(report)
 
 
+def test_heat_from_the_start(tmp_path):
+    """Its own clock was never seen: the seconds lost are not known, rather than 0."""
+    report = report_of(tmp_path, [[HOT]] * 20)
+    finding = next(item for item in report.findings if item.rule == "GpuThermalThrottling")
+
+    assert (report.verdict, finding.seconds_lost) == ("throttled", None)
+    assert "MHz" not in report.headline
+
+
 def test_heat_of_an_idle_gpu_beside_is_no_verdict(tmp_path):
     """A GPU that this training does not use may do as it likes, but for its temperature."""
     beside = replace(HOT, name="GPU-1", index=1, busy=0.0)
@@ -120,7 +129,7 @@ def test_an_xid(tmp_path):
     report = build_report(directory)
 
     assert findings(report) == {("GpuError", "GPU-0", "critical")}
-    assert "XID 79." in report.findings[0].summary
+    assert "XID 79 (GPU has fallen off the bus)." in report.findings[0].summary
 
 
 def test_a_gpu_that_waits_for_a_disk(tmp_path):

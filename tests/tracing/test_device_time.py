@@ -180,6 +180,22 @@ def test_a_step_on_two_devices_is_dropped(timer, device):
     assert not timer.done
 
 
+def test_an_error_of_the_device_is_not_the_training_s(timer, device, monkeypatch):
+    """A device that failed raises at every call; the training hears of it from its own calls."""
+    monkeypatch.delenv("GPUMON_STRICT")
+
+    def fails(event):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(Event, "record", fails)
+    assert timer.begins(1)
+    timer.mark(s.FETCH)
+
+    monkeypatch.undo()
+    timer.wanted = True
+    assert step(timer, device)
+
+
 def test_memory_of_the_allocator_with_each_step_that_is_wanted(timer, device):
     """Nothing before anything was allocated; then of the device in use."""
     step(timer, device)

@@ -46,6 +46,8 @@ def _gpu(
         part: series for (device, part, _), series in devices.each("gpumon.gpu.throttle.time") if device == name
     }
     slowed = {when for series in throttled.values() for when, delta in series.deltas.items() if delta > 0} & used
+    # A counter says nothing of the first window that it is seen in.
+    free = {when for series in throttled.values() for when in series.deltas} & used - slowed
     clock = devices.get("gpumon.gpu.clock.frequency", name, "sm")
     core = core_temperature(devices, name)
     usage, size = devices.get("hw.gpu.memory.usage", name), devices.get("hw.gpu.memory.limit", name).last
@@ -68,7 +70,7 @@ def _gpu(
         hot_s=_hot_s(core, lengths),
         slowdown_c=min((value for value in slowdown if value is not None), default=None),
         clock_hz=clock.mean(lengths, slowed or used),
-        best_clock_hz=clock.peak,
+        best_clock_hz=max((value for when, value in clock.values.items() if when in free), default=None),
         power_w=devices.get("hw.power", name).mean(lengths, slowed or used),
         power_limit_w=devices.get("gpumon.gpu.power.limit", name).last,
         link_width=_link(devices, name, "width", loaded),

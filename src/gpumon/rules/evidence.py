@@ -157,7 +157,7 @@ class Gpu:
     hot_s: float = 0.0  # at `HOT_C` and above, with hysteresis
     slowdown_c: float | None = None  # where the device slows itself down
     clock_hz: float | None = None  # mean while it was slowed down; while it was used, where it never was
-    best_clock_hz: float | None = None  # best window of the run
+    best_clock_hz: float | None = None  # best window in which it worked and nothing slowed it down
     power_w: float | None = None
     power_limit_w: float | None = None
     link_width: tuple[float, float] | None = None  # lanes under load, and the most that device and slot have

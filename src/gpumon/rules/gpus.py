@@ -8,6 +8,7 @@ from gpumon import units
 from gpumon.rules import thresholds as limit
 from gpumon.rules.evidence import Evidence, Gpu, share
 from gpumon.rules.findings import Fact, Finding
+from gpumon.system import xids
 
 THERMAL = ("thermal",)
 BRAKES = ("thermal", "power_brake")
@@ -191,8 +192,8 @@ def memory_pressure(gpu: Gpu) -> Iterator[Finding]:
 def error(gpu: Gpu) -> Iterator[Finding]:
     """GpuError: results may be wrong, or the GPU is gone."""
     evidence, said = [], []
-    if fatal := sorted({xid for xid in gpu.xids if xid in limit.FATAL_XIDS}):
-        said.append(f"XID {', '.join(map(str, fatal))}")
+    if fatal := sorted({xid for xid in gpu.xids if xid in xids.FATAL}):
+        said += [f"XID {xid} ({xids.MEANINGS[xid]})" if xid in xids.MEANINGS else f"XID {xid}" for xid in fatal]
         evidence += [Fact("gpumon.gpu.xid", xid, "{xid}") for xid in fatal]
     if gpu.uncorrected_errors > 0:
         said.append(f"{gpu.uncorrected_errors:.0f} uncorrected memory errors")

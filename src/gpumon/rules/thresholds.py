@@ -96,6 +96,5 @@ MEMORY_PRESSURE: Final = (0.92, 0.97)
 """Peak of used memory: warning, critical."""
 WAITING_GPU: Final = 0.30
 """nvidia-smi's sign of a GPU that waits for data."""
-FATAL_XIDS: Final = (48, 62, 63, 64, 74, 79, 95, 119, 120)
 
 MOST_CONFIDENT: Final = 0.95

@@ -13,38 +13,17 @@ from typing import Any, Final
 from gpumon import metrics as m
 from gpumon.metrics import Attributes
 from gpumon.system.nvml import Call, NvmlError, ask
+from gpumon.system.xids import FATAL, MEANINGS
 
 Event = tuple[int, str, str, Attributes]
 """(time in ns since 1970, name, body, attributes)"""
 
 EVENT_NAME: Final = "gpumon.gpu.xid"
-FATAL: Final = frozenset((48, 62, 63, 64, 74, 79, 95, 119, 120))
-"""XIDs after which a GPU computes no more, or not reliably, until it is reset or replaced."""
 DEGRADED_S: Final = 300.0  # for how long any other XID shows in the state
 _KEPT: Final = 256
 _WAIT_MS: Final = 500
 _TIMEOUT: Final = 10
 _XID: Final = 8  # nvmlEventTypeXidCriticalError
-_MEANINGS: Final = {
-    13: "graphics engine exception, mostly an error of the program",
-    31: "GPU memory page fault, mostly an error of the program",
-    43: "GPU stopped processing, mostly an error of the program",
-    45: "preemptive cleanup after an earlier error",
-    48: "double-bit ECC error",
-    61: "internal micro-controller breakpoint",
-    62: "internal micro-controller halt",
-    63: "row remapping or page retirement recorded",
-    64: "row remapping or page retirement failed",
-    68: "video processor exception",
-    69: "graphics engine class error",
-    74: "NVLink error",
-    79: "GPU has fallen off the bus",
-    92: "high rate of single-bit ECC errors",
-    94: "contained ECC error",
-    95: "uncontained ECC error",
-    119: "GSP RPC timeout",
-    120: "GSP error",
-}
 
 
 class _Data(ctypes.Structure):
@@ -131,7 +110,7 @@ def _listen(
         if data.type & _XID and at is not None:
             xid = int(data.data)
             last.setdefault(str(at[m.HW_ID]), {})[xid in FATAL] = time.monotonic()
-            body = f"XID {xid}: {_MEANINGS[xid]}" if xid in _MEANINGS else f"XID {xid}"
+            body = f"XID {xid}: {MEANINGS[xid]}" if xid in MEANINGS else f"XID {xid}"
             events.append((time.time_ns(), EVENT_NAME, body, {**at, m.GPU_XID: xid}))
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from gpumon.tracing import stamps as s
+from gpumon.tracing.guard import guard
 
 PENDING = 64  # timed steps that wait for the device
 PATIENCE = 1000  # boundaries, after which a step that the device has not finished is given up
@@ -73,7 +74,8 @@ class DeviceTimer:
         self._number += 1
         if self._open is not None and not self._open.is_over:
             return True  # the next batch of an accumulating step
-        if self._capturing():
+        is_wanted = self.wanted or self.every
+        if not (is_wanted or self._open or self._pending) or self._capturing():
             return False
         if self._open is not None:
             self._pending.append(self._open)
@@ -81,7 +83,7 @@ class DeviceTimer:
             if len(self._pending) > PENDING:
                 self._give_up(self._pending.popleft())
         self._resolve()
-        if not (self.wanted or self.every):
+        if not is_wanted:
             return False
         device = self._device.current_device()
         if self.wanted:
@@ -91,13 +93,17 @@ class DeviceTimer:
         return True
 
     def mark(self, kind: int, failed: bool = False) -> None:
-        """The step in progress comes to *kind*, one of the events of `stamps`."""
+        """The step in progress comes to *kind*, one of the events of `stamps`. An error of the device stays here."""
         timed = self._open
         if timed is None:
             return
-        if failed or self._capturing() or self._device.current_device() != timed.device:
-            self._open = None  # its events are dropped: a failed step may leave them in any state
-            return
+        self._open = None  # where it ends here its events are dropped: they may be in any state
+        with guard("device time"):
+            if not (failed or self._capturing() or self._device.current_device() != timed.device):
+                self._record(timed, kind)
+                self._open = timed
+
+    def _record(self, timed: _Timed, kind: int) -> None:
         pool = self._pool.setdefault(timed.device, [])
         event = pool.pop() if pool else self._device.Event(enable_timing=True)
         event.record()
