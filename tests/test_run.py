@@ -471,7 +471,7 @@ def test_a_recorded_run_is_never_overwritten(tmp_path):
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.skipif(not shutil.which("torchrun", path=str(Path(sys.executable).parent)), reason="pip install torch")
+@pytest.mark.skipif(not shutil.which("torchrun", path=str(Path(sys.executable).parent)), reason="no torchrun")
 def test_torchrun_records_its_ranks_and_not_its_agent(tmp_path):
     """Two ranks on one node: two processes in the run, ranks 0 and 1."""
     path = script(

@@ -62,9 +62,9 @@ class StandIn:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.library = ctypes.CDLL(str(built() / LIBRARY))
-        self.library.standin_function.restype = ctypes.c_char_p
-        self.library.standin_calls.restype = ctypes.c_long
+        self.driver = ctypes.CDLL(str(built() / LIBRARY))
+        self.driver.standin_function.restype = ctypes.c_char_p
+        self.driver.standin_calls.restype = ctypes.c_long
         self._state: dict[str, object] = {}
 
     def set(self, state=None, /, **more):
@@ -74,7 +74,7 @@ class StandIn:
         temporary = self.file.with_suffix(".new")
         temporary.write_text("".join(f"{key}={value}\n" for key, value in self._state.items()))
         temporary.replace(self.file)
-        self.library.standin_reload()
+        self.driver.standin_reload()
 
     def healthy(self, state=None, /, **more):
         """Only what a GPU with everything says, and these keys."""
@@ -89,13 +89,13 @@ class StandIn:
     def functions(self) -> list[str]:
         """Every function that was called or named."""
         names, number = [], 0
-        while name := self.library.standin_function(number):
+        while name := self.driver.standin_function(number):
             names.append(name.decode())
             number += 1
         return names
 
     def calls(self, function: str, gpu: int = -1) -> int:
-        return self.library.standin_calls(function.encode(), gpu)
+        return self.driver.standin_calls(function.encode(), gpu)
 
     def all_calls(self, gpu: int) -> dict[str, int]:
         """Function -> calls for a GPU so far."""
@@ -103,7 +103,7 @@ class StandIn:
         return {name: count for name, count in counts.items() if count}
 
     def reset(self):
-        self.library.standin_reset()
+        self.driver.standin_reset()
 
 
 @contextlib.contextmanager
@@ -121,7 +121,7 @@ def standing_in(folder: Path):
     standin = StandIn(file)
     standin.reset()
     standin.healthy()
-    pynvml.nvmlLib, nvml._started_in = standin.library, 0
+    pynvml.nvmlLib, nvml._started_in = standin.driver, 0
     pynvml._nvmlGetFunctionPointer_cache.clear()
     try:
         yield standin

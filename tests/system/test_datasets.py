@@ -89,7 +89,7 @@ def test_words_are_no_paths(tmp_path, monkeypatch):
     class Words:
         def __init__(self):
             self.split, self.text, self.shell = "train", "a\nb", "/bin/sh"
-            self.library, self.here = np.__file__, str(tmp_path)
+            self.package, self.here = np.__file__, str(tmp_path)
 
     assert paths_of(Words()) == []
 
