@@ -10,7 +10,7 @@ import pytest
 from gpumon import metrics as m
 from gpumon.collectors.gpu import GpuCollector
 from gpumon.sampler import Sampler
-from gpumon.system.gpu import OurProcesses
+from gpumon.system.processes import OurProcesses
 from nvml.standin import GIB, standing_in
 from readings import Readings
 

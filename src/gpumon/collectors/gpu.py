@@ -15,10 +15,11 @@ from gpumon.config import Config
 from gpumon.errors import CollectorError, NoDataError
 from gpumon.metrics import AttributeValue, Reading
 from gpumon.system import nvml
-from gpumon.system.gpu import Gpu, OurProcesses, status
+from gpumon.system.gpu import Gpu, status
 from gpumon.system.gpu_events import Event, GpuEvents
 from gpumon.system.hangs import Call, Caller, HangsError
 from gpumon.system.nvml import NvmlError
+from gpumon.system.processes import OurProcesses
 from gpumon.system.visible_gpus import Listed, visible
 
 _RETRY_S: Final = 60.0  # where there is no GPU

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from gpumon import metrics as m
 from gpumon.metrics import Attributes, AttributeValue, Metric, Reading
-from gpumon.system import nvml, processes
+from gpumon.system import nvml
 from gpumon.system.counters import Monotonic
 from gpumon.system.gpu_events import GpuEvents, worst
+from gpumon.system.gpu_questions import Engine, Question, Rates, Sampled, Series
 from gpumon.system.nvml import Fields, Gpm, Memory, Number, NvmlError, ProcessMemory, Samples, Temperature
+from gpumon.system.processes import OurProcesses
 
 STATES: Final = ("ok", "degraded", "failed")
 _AGAIN_S: Final = 60.0  # until a question that is not supported is asked again
@@ -22,7 +22,6 @@ _OFTEN_S: Final = 2.0  # what other processes do
 _SELDOM_S: Final = 10.0  # what changes slowly: PCIe link, fan
 _RARELY_S: Final = 60.0  # what somebody sets: the power limit
 _HARDLY_S: Final = 3600.0  # what is built in
-_NO_SAMPLE_S: Final = 0.5  # the driver samples every 20 to 170 ms, while the GPU is awake
 _MIB: Final = 1 << 20
 
 # NVML_FI_DEV_…
@@ -67,137 +66,6 @@ _THRESHOLDS: Final = ((1, "core", "high.degraded"), (0, "core", "high.critical")
 _PCIE_GENERATIONS: Final = {"2.5": 1, "5.0": 2, "8.0": 3, "16.0": 4, "32.0": 5, "64.0": 6}  # GT/s
 
 
-class OurProcesses:
-    """Which processes belong to this tree. Reading it is dear, so only a process that is new leads to a look."""
-
-    def __init__(self, tree: Callable[[int], list[int]] = processes.tree) -> None:
-        self._tree = tree
-        self._ours: set[int] = set()
-        self._foreign: set[int] = set()
-        self._looked = 0.0
-
-    def of(self, pids: Iterable[int], now: float) -> list[int]:
-        """Those of *pids* that are this process or descend from it."""
-        pids = list(pids)
-        unknown = any(pid not in self._ours and pid not in self._foreign for pid in pids)
-        if unknown or (pids and now - self._looked > _RARELY_S):  # pids are used again
-            self._ours, self._looked = set(self._tree(os.getpid())), now
-            self._foreign = set(pids) - self._ours
-        return [pid for pid in pids if pid in self._ours]
-
-
-class _Series:
-    """One series of readings: the same object again while the value stays, as most of them do."""
-
-    __slots__ = ("_attributes", "_factor", "_metric", "_reading", "_value")
-
-    def __init__(self, metric: Metric, attributes: Attributes, factor: float = 1.0) -> None:
-        self._metric, self._attributes, self._factor = metric, attributes, factor
-        self._value: float | None = None
-
-    def at(self, value: float) -> Reading:
-        if value != self._value:
-            self._value = value
-            self._reading = Reading(self._metric, value * self._factor, self._attributes)
-        return self._reading
-
-
-class _Question:
-    """A question to one GPU, and when it may be asked next; `kept` are its last readings."""
-
-    __slots__ = ("due", "every_s", "kept", "name", "read")
-
-    def __init__(self, name: str, read: Callable[[], Iterable[Reading]], every_s: float = 0.0) -> None:
-        self.name, self.read, self.every_s = name, read, every_s
-        self.due = 0.0
-        self.kept: list[Reading] = []
-
-
-class _Rates:
-    """nvmlDeviceGetUtilizationRates, in percent: the driver's own mean over the last 1/6 to 1 s."""
-
-    def __init__(self, handle: Any) -> None:
-        self._pair = (ctypes.c_uint * 2)()
-        self._call = nvml.Call("nvmlDeviceGetUtilizationRates", handle, ctypes.byref(self._pair))
-
-    def of_gpu(self) -> float:
-        self._call()
-        return float(self._pair[0])
-
-    def of_memory(self) -> float:
-        self._call()
-        return float(self._pair[1])
-
-
-class _Engine:
-    """nvmlDeviceGet{Encoder,Decoder}Utilization, in percent."""
-
-    def __init__(self, name: str, handle: Any) -> None:
-        self._percent, self._period_us = ctypes.c_uint(), ctypes.c_uint()
-        self._call = nvml.Call(name, handle, ctypes.byref(self._percent), ctypes.byref(self._period_us))
-
-    def __call__(self) -> float:
-        self._call()
-        return float(self._percent.value)
-
-
-class _Sampled:
-    """A share of time from the driver's samples; by *older* where it keeps none.
-
-    The driver samples an idle GPU no more, and its buffer is empty then: that reads 0. But not where `older`
-    (or, of an engine, the GPU as a whole) says otherwise: a driver that lost its samples is not idle.
-    """
-
-    def __init__(
-        self,
-        handle: Any,
-        kind: int,
-        metric: Metric,
-        at: Attributes,
-        older: Callable[[], float],
-        *,
-        part_of: _Sampled | None = None,
-    ) -> None:
-        self._samples: Samples | None = Samples(handle, kind)
-        self._series, self._older, self._whole = _Series(metric, at, 0.01), older, part_of
-        self._last, self._seen = 0.0, 0.0
-        self.is_idle = False
-
-    def read(self) -> Iterable[Reading]:
-        self.is_idle = False
-        percent = self._percent()
-        self.is_idle = not percent
-        return (self._series.at(percent),)
-
-    def _percent(self) -> float:
-        if self._samples is None:
-            return self._older()
-        try:
-            percent = self._samples()
-        except NvmlError as error:
-            if error.code not in nvml.UNSUPPORTED:
-                raise
-            self._samples = None
-            return self._older()
-        now = time.monotonic()
-        if percent is not None:
-            self._last, self._seen = percent, now
-            return percent
-        if now - self._seen < _NO_SAMPLE_S:
-            return self._last  # the next sample has not come yet
-        return self._without_samples()
-
-    def _without_samples(self) -> float:
-        if self._whole is not None and self._whole.is_idle:
-            return 0.0
-        try:
-            return self._older()
-        except NvmlError as error:
-            if self._whole is None and error.code in nvml.UNSUPPORTED:
-                return 0.0
-            raise
-
-
 class Gpu:
     """Asks one GPU; all its state belongs to the thread that asks it.
 
@@ -237,20 +105,20 @@ class Gpu:
         self._instances = list(instances)
         self._prepare()
         self._asked_now = [
-            *(_Question(name, read) for name, read in self._readers()),
-            *(_Question(f"memory of {mig}", self._memory_reader(handle, mig)) for mig, handle in self._instances),
+            *(Question(name, read) for name, read in self._readers()),
+            *(Question(f"memory of {mig}", self._memory_reader(handle, mig)) for mig, handle in self._instances),
         ]
         width = Number("nvmlDeviceGetCurrPcieLinkWidth", handle)
         generation = Number("nvmlDeviceGetCurrPcieLinkGeneration", handle)
         self._asked_later = [
-            _Question("information", self._info, _HARDLY_S),
-            _Question("PCIe limits", self._pcie_limits, _HARDLY_S),
-            _Question("temperature limits", self._temperature_limits, _HARDLY_S),
-            _Question("power limit", self._power_limit, _RARELY_S),
-            _Question("process memory", self._processes, _OFTEN_S),
-            _Question("PCIe width", self._one(m.GPU_PCIE_WIDTH, width), _SELDOM_S),
-            _Question("PCIe generation", self._one(m.GPU_PCIE_GENERATION, generation), _SELDOM_S),
-            _Question("fan", self._one(m.FAN_SPEED_RATIO, Number("nvmlDeviceGetFanSpeed", handle), 0.01), _SELDOM_S),
+            Question("information", self._info, _HARDLY_S),
+            Question("PCIe limits", self._pcie_limits, _HARDLY_S),
+            Question("temperature limits", self._temperature_limits, _HARDLY_S),
+            Question("power limit", self._power_limit, _RARELY_S),
+            Question("process memory", self._processes, _OFTEN_S),
+            Question("PCIe width", self._one(m.GPU_PCIE_WIDTH, width), _SELDOM_S),
+            Question("PCIe generation", self._one(m.GPU_PCIE_GENERATION, generation), _SELDOM_S),
+            Question("fan", self._one(m.FAN_SPEED_RATIO, Number("nvmlDeviceGetFanSpeed", handle), 0.01), _SELDOM_S),
         ]
 
     def read(self, now: float) -> list[Reading]:
@@ -280,7 +148,7 @@ class Gpu:
             self._status[state] = status(self.at, state)
         return readings + self._status[state]
 
-    def _ask(self, question: _Question) -> list[Reading]:
+    def _ask(self, question: Question) -> list[Reading]:
         self.asking = name = question.name
         self._partly = None
         try:
@@ -310,7 +178,7 @@ class Gpu:
         """Make the calls of every tick once, with their arguments."""
         handle = self.handle
         self._power_samples: Samples | None = Samples(handle, 0)
-        self._power_series = _Series(m.POWER, self._of_hw, 0.001)
+        self._power_series = Series(m.POWER, self._of_hw, 0.001)
         self._power_usage = Number("nvmlDeviceGetPowerUsage", handle)
         self._fields = Fields(handle, _FIELDS, all_links=(_NVLINK_SENT, _NVLINK_RECEIVED))
         self._by_field = self._series_of_fields()
@@ -322,8 +190,8 @@ class Gpu:
             (
                 bit,
                 field,
-                _Series(m.GPU_THROTTLE_ACTIVE, self._with(m.GPU_THROTTLE_REASON, reason)),
-                _Series(m.GPU_THROTTLE_TIME, self._with(m.GPU_THROTTLE_REASON, reason)),
+                Series(m.GPU_THROTTLE_ACTIVE, self._with(m.GPU_THROTTLE_REASON, reason)),
+                Series(m.GPU_THROTTLE_TIME, self._with(m.GPU_THROTTLE_REASON, reason)),
             )
             for reason, (bit, field) in _REASONS.items()
         ]
@@ -333,14 +201,14 @@ class Gpu:
 
     def _readers(self) -> Iterator[tuple[str, Callable[[], Iterable[Reading]]]]:
         handle, of = self.handle, self._with
-        rates = _Rates(handle)
-        general = _Sampled(handle, 1, m.GPU_UTILIZATION, of(m.HW_GPU_TASK, "general"), rates.of_gpu)
+        rates = Rates(handle)
+        general = Sampled(handle, 1, m.GPU_UTILIZATION, of(m.HW_GPU_TASK, "general"), rates.of_gpu)
         yield "utilization", general.read
-        activity = _Sampled(handle, 2, m.GPU_MEMORY_ACTIVITY, self.at, rates.of_memory, part_of=general)
+        activity = Sampled(handle, 2, m.GPU_MEMORY_ACTIVITY, self.at, rates.of_memory, part_of=general)
         yield "memory activity", activity.read
         for kind, task, name in ((3, "encoder", "Encoder"), (4, "decoder", "Decoder")):
-            older = _Engine(f"nvmlDeviceGet{name}Utilization", handle)
-            sampled = _Sampled(handle, kind, m.GPU_UTILIZATION, of(m.HW_GPU_TASK, task), older, part_of=general)
+            older = Engine(f"nvmlDeviceGet{name}Utilization", handle)
+            sampled = Sampled(handle, kind, m.GPU_UTILIZATION, of(m.HW_GPU_TASK, task), older, part_of=general)
             yield f"{task} utilization", sampled.read
         yield "memory", self._memory_reader(handle, None)
         yield "temperature", self._temperature_reader()
@@ -355,7 +223,7 @@ class Gpu:
     def _one(
         self, metric: Metric, question: Callable[[], float], factor: float = 1.0, at: Attributes | None = None
     ) -> Callable[[], Iterable[Reading]]:
-        series = _Series(metric, self.at if at is None else at, factor)
+        series = Series(metric, self.at if at is None else at, factor)
         return lambda: (series.at(question()),)
 
     def _memory_reader(self, handle: Any, instance: str | None) -> Callable[[], Iterable[Reading]]:
@@ -364,8 +232,8 @@ class Gpu:
         if instance is not None:
             at = {m.HW_ID: instance, m.GPU_INDEX: self.index, m.HW_PARENT: self.uuid}
 
-        usage, limit = _Series(m.GPU_MEMORY_USAGE, at), _Series(m.GPU_MEMORY_LIMIT, at)
-        utilization = _Series(m.GPU_MEMORY_UTILIZATION, at)
+        usage, limit = Series(m.GPU_MEMORY_USAGE, at), Series(m.GPU_MEMORY_LIMIT, at)
+        utilization = Series(m.GPU_MEMORY_UTILIZATION, at)
 
         def read() -> Iterable[Reading]:
             used, total = memory()
@@ -428,25 +296,25 @@ class Gpu:
         self._has_field = found
         self._fields.keep(found)
 
-    def _series_of_fields(self) -> dict[int, _Series]:
-        def errors(kind: str) -> _Series:
-            return _Series(m.ERRORS, {**self._of_hw, m.ERROR_TYPE: kind})
+    def _series_of_fields(self) -> dict[int, Series]:
+        def errors(kind: str) -> Series:
+            return Series(m.ERRORS, {**self._of_hw, m.ERROR_TYPE: kind})
 
         sent = self._with(m.NETWORK_IO_DIRECTION, "transmit")
         received = self._with(m.NETWORK_IO_DIRECTION, "receive")
         return {
             _CORRECTED: errors("corrected"),
             _UNCORRECTED: errors("uncorrected"),
-            _MEMORY_CEL: _Series(m.TEMPERATURE, self._sensor("memory")),
-            _ENERGY_MJ: _Series(m.ENERGY, self._of_hw, 1e-3),
-            _REPLAYS: _Series(m.GPU_PCIE_REPLAYS, self.at),
-            _PCIE_SENT: _Series(m.GPU_IO, sent),
-            _PCIE_RECEIVED: _Series(m.GPU_IO, received),
-            _NVLINK_SENT: _Series(m.GPU_NVLINK_IO, sent, 1024),
-            _NVLINK_RECEIVED: _Series(m.GPU_NVLINK_IO, received, 1024),
-            **{field: _Series(m.GPU_REMAPPED_ROWS, self._with(m.GPU_REMAP, kind)) for field, kind in _REMAPPED.items()},
+            _MEMORY_CEL: Series(m.TEMPERATURE, self._sensor("memory")),
+            _ENERGY_MJ: Series(m.ENERGY, self._of_hw, 1e-3),
+            _REPLAYS: Series(m.GPU_PCIE_REPLAYS, self.at),
+            _PCIE_SENT: Series(m.GPU_IO, sent),
+            _PCIE_RECEIVED: Series(m.GPU_IO, received),
+            _NVLINK_SENT: Series(m.GPU_NVLINK_IO, sent, 1024),
+            _NVLINK_RECEIVED: Series(m.GPU_NVLINK_IO, received, 1024),
+            **{field: Series(m.GPU_REMAPPED_ROWS, self._with(m.GPU_REMAP, kind)) for field, kind in _REMAPPED.items()},
             **{
-                field: _Series(m.GPU_THROTTLE_TIME, self._with(m.GPU_THROTTLE_REASON, reason), 1e-9)
+                field: Series(m.GPU_THROTTLE_TIME, self._with(m.GPU_THROTTLE_REASON, reason), 1e-9)
                 for reason, (_bit, field) in _REASONS.items()
                 if field is not None
             },

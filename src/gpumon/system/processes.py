@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -14,6 +15,7 @@ CLOCK_TICKS: Final[int] = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") els
 PAGE_SIZE: Final[int] = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 _MAX_PROCESSES = 1024
 _MAX_THREADS = 512
+_LOOK_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,25 @@ def tree(root_pid: int, proc: str = "/proc") -> list[int]:
         if len(pids) >= _MAX_PROCESSES:
             break
     return pids
+
+
+class OurProcesses:
+    """Which processes belong to this tree. Reading it is dear, so only a process that is new leads to a look."""
+
+    def __init__(self, tree: Callable[[int], list[int]] = tree) -> None:
+        self._tree = tree
+        self._ours: set[int] = set()
+        self._foreign: set[int] = set()
+        self._looked = 0.0
+
+    def of(self, pids: Iterable[int], now: float) -> list[int]:
+        """Those of *pids* that are this process or descend from it."""
+        pids = list(pids)
+        unknown = any(pid not in self._ours and pid not in self._foreign for pid in pids)
+        if unknown or (pids and now - self._looked > _LOOK_S):  # pids are used again
+            self._ours, self._looked = set(self._tree(os.getpid())), now
+            self._foreign = set(pids) - self._ours
+        return [pid for pid in pids if pid in self._ours]
 
 
 def _tree_by_parents(root_pid: int, proc: str) -> list[int]:
