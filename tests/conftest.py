@@ -1,12 +1,15 @@
 """Settings of every test: our own bugs are raised, never swallowed."""
 
 import os
+import tempfile
 
 import pytest
 
 import slowdisk
 
 os.environ["GPUMON_STRICT"] = "1"
+_state = tempfile.TemporaryDirectory(prefix="gpumon-state-")
+os.environ["GPUMON_STATE_DIR"] = _state.name  # tests remember nothing of this machine's disks, and leave nothing
 ROTATING = 3  # how many scenarios run where not all of them were asked for
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes.util
+import errno
 import fcntl
 import importlib.util
 import itertools
@@ -50,7 +51,10 @@ def available() -> str | None:
 
 
 class Delay:
-    """Seconds that every read and every write takes; shared with the process that serves the file system."""
+    """Seconds that every read and every write takes; shared with the process that serves the file system.
+
+    A negative delay of reads: they fail with EIO.
+    """
 
     def __init__(self, file: Path) -> None:
         if not file.exists():
@@ -384,7 +388,10 @@ def _serve(backing: str, mounted: str, control: str) -> None:
 
         def read(self, path, size, offset, fh):
             data = os.pread(fh, size, offset)
-            time.sleep(delay.get()[0])
+            seconds = delay.get()[0]
+            if seconds < 0:
+                raise OSError(errno.EIO, "a bad sector")
+            time.sleep(seconds)
             return data
 
         def write(self, path, data, offset, fh):

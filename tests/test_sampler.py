@@ -358,3 +358,185 @@ def test_a_description_that_changes_replaces_the_old_one():
         sampler.stop()
 
     assert given == [True]
+
+
+def test_a_state_is_its_latest_value(started):
+    """A count of sectors is no mean over a window, whoever asks and how often."""
+    disk = {m.HW_ID: "Z1", m.SMART_COUNTER: "reallocated"}
+    counts = [304]
+    collector = Says(lambda: [Reading(m.SMART_COUNT, counts[0], disk)])
+    sampler = started({"smart": collector})
+    eventually(lambda: value(sampler, m.SMART_COUNT) == 304)
+    counts[0] = 309
+    seen = set()
+    eventually(lambda: seen.add(value(sampler, m.SMART_COUNT, reader=2)) or 309 in seen)
+
+    assert seen <= {304, 309}
+    assert value(sampler, m.SMART_COUNT, reader=3) == 309
+    assert sampler.between(m.SMART_COUNT, 0.0, time.monotonic()) == {}
+
+
+def test_a_collector_may_ask_to_be_called_again_soon(started):
+    """Before its interval is over, but never later than that."""
+    soon, late = Says(list, interval_s=60.0), Says(list, interval_s=0.05)
+    soon.again_s, late.again_s = 0.02, 60.0
+    started({"soon": soon, "late": late})
+
+    eventually(lambda: soon.calls > 5 and late.calls > 5)
+
+
+def test_staleness_is_by_the_interval_however_often_it_is_called(started):
+    """Between its polls a collector may have nothing new to say."""
+    said = [Reading(m.TEMPERATURE, 31.0, {m.HW_ID: "Z1"})]
+    collector = Says(lambda: [said.pop()] if said else [], interval_s=60.0)
+    collector.again_s = 0.02
+    sampler = started({"smart": collector})
+    eventually(lambda: collector.calls > 20)
+
+    assert value(sampler, m.TEMPERATURE) == 31.0
+
+
+class Last(Says):
+    """A collector that may block, with a last reading worth having or not."""
+
+    def __init__(self, function, wants):
+        super().__init__(function, interval_s=60.0, may_block=True)
+        self.wants, self.closed = wants, 0
+
+    def before_last(self):
+        return self.wants
+
+    def close(self):
+        self.closed += 1
+
+
+def test_the_end_of_a_run_waits_for_those_that_want_a_last_reading(started):
+    """Not for one that has nothing new; and for none of them long."""
+    release = threading.Event()
+    wants, fresh = Last(list, wants=True), Last(list, wants=False)
+    slow = Last(lambda: release.wait(20) and [], wants=True)
+    sampler = started({"wants": wants, "fresh": fresh, "slow": slow})
+    eventually(lambda: wants.calls == fresh.calls == slow.calls == 1)
+    began = time.monotonic()
+    sampler.collect_now()
+
+    assert time.monotonic() - began < 3.0
+    assert (wants.calls, fresh.calls) == (2, 1)
+    release.set()
+
+
+def test_collectors_are_closed_with_the_sampler(started):
+    """Those that can be."""
+    closed, plain = Last(list, wants=False), Says(list)
+    sampler = started({"closed": closed, "plain": plain})
+    eventually(lambda: closed.calls)
+    sampler.stop()
+
+    assert closed.closed == 1
+
+
+def test_reasons_that_change_are_not_collected(started):
+    """One a collection for weeks: only the last is kept."""
+    numbers = iter(range(10**9))
+    disk = {m.HW_ID: "Z1"}
+    collector = Says(
+        lambda: [
+            Reading(m.COLLECTOR_UP, 0.0, {**disk, m.REASON: f"reason {next(numbers)}"}),
+            Reading(m.SMART_INFO, 1.0, {**disk, m.HW_FIRMWARE_VERSION: f"{collector.calls}"}),
+            Reading(m.COLLECTOR_UP, 0.0, {m.HW_ID: "Z2", m.REASON: "always the same"}),
+        ],
+        interval_s=0.01,
+    )
+    sampler = started({"smart": collector})
+    eventually(lambda: collector.calls > 100)
+
+    with sampler._lock:
+        kept = {name: len(series) for name, series in sampler._series.items()}
+    assert kept[m.COLLECTOR_UP.name] <= 2
+    assert kept[m.SMART_INFO.name] == 1
+    assert len(sampler._same) <= 4
+
+
+def latest(sampler, metric, window_s=60.0):
+    (found,) = [each for each in sampler.latest(window_s) if each.metric is metric]
+    return found
+
+
+def test_the_latest_values_with_what_makes_a_mean(started):
+    """For those who hand them on: a mean over so long, its cumulative terms, how old it is, who read it."""
+    terms = [1.0, 10]
+
+    def function():
+        yield Reading(m.DISK_AWAIT, terms[0], READS, per=terms[1])
+        yield Reading(m.DISK_IN_FLIGHT, 3.0, SDA)
+        yield Reading(m.DISK_IO, 100, READS)
+
+    collector = Says(function)
+    sampler = started({"disk": collector})
+    eventually(lambda: collector.calls > 2)
+    assert latest(sampler, m.DISK_AWAIT).value is None
+    terms[:] = [3.0, 20]
+    eventually(lambda: latest(sampler, m.DISK_AWAIT).terms == (3.0, 20))
+
+    assert latest(sampler, m.DISK_AWAIT).value == pytest.approx(0.2)
+    assert latest(sampler, m.DISK_AWAIT).is_ratio and not latest(sampler, m.DISK_IN_FLIGHT).is_ratio
+    assert latest(sampler, m.DISK_IN_FLIGHT).value == 3.0
+    total, samples = latest(sampler, m.DISK_IN_FLIGHT).terms
+    assert total == 3.0 * samples
+    assert (latest(sampler, m.DISK_IO).value, latest(sampler, m.DISK_IO).terms) == (100, None)
+    assert 0 <= latest(sampler, m.DISK_IO).age_s < 1
+    assert latest(sampler, m.DISK_IO).collector == "disk"
+    eventually(lambda: latest(sampler, m.DISK_AWAIT, window_s=0.1).value is None)  # no reads in so short a time
+
+
+def test_what_is_gone_for_long_is_forgotten(started):
+    """A disk that was unplugged takes no memory for ever: one that comes later under its name counts from anew."""
+    counts = {"sda": 1000, "sdb": 1000}
+
+    def function():
+        for name, count in counts.items():
+            yield Reading(m.DISK_IO, count, {m.SYSTEM_DEVICE: name})
+
+    def found():
+        return {at[m.SYSTEM_DEVICE]: value for value, at in sampler.observe(m.DISK_IO, 1)}
+
+    collector = Says(function)
+    sampler = started({"disk": collector})
+    eventually(lambda: found() == {"sda": 1000, "sdb": 1000})
+    counts.pop("sdb")
+    seen = collector.calls
+    eventually(lambda: collector.calls > seen + 10)
+    sampler.forget(0.2)
+    counts.update(sda=5, sdb=5)
+
+    eventually(lambda: found() == {"sda": 1005, "sdb": 5})
+
+
+def test_a_sampler_that_goes_on_where_another_ended(started):
+    """New collectors after a reload: a counter that began anew goes on, a gauge keeps its window, a reader its mark."""
+    before = Sampler({"disk": Says(lambda: [Reading(m.DISK_IO, 100, READS), Reading(m.DISK_IN_FLIGHT, 2.0, SDA)])})
+    before.start()
+    eventually(lambda: value(before, m.DISK_IO) == 100)
+    before.stop()
+    after = Sampler(
+        {"disk": Says(lambda: [Reading(m.DISK_IO, 7, READS), Reading(m.DISK_IN_FLIGHT, 4.0, SDA)]), "host": Says(list)}
+    )
+    after.succeed(before)
+    assert value(after, m.DISK_IO) == 100
+    after.start()
+    try:
+        eventually(lambda: value(after, m.DISK_IO) == 107)
+        eventually(lambda: value(after, m.DISK_IN_FLIGHT) == 4.0)
+        assert latest(after, m.DISK_IO).attributes == READS
+    finally:
+        after.stop()
+
+
+def test_what_is_read_seldom_may_be_left_out(started):
+    """An export that comes often need not repeat what is read every few minutes."""
+    often = Says(lambda: [Reading(m.DISK_IN_FLIGHT, 1.0, SDA)], 0.05)
+    seldom = Says(lambda: [Reading(m.DISK_IN_FLIGHT, 2.0, {m.SYSTEM_DEVICE: "sdb"})], 300.0)
+    sampler = started({"often": often, "seldom": seldom})
+    eventually(lambda: len(list(sampler.observe(m.DISK_IN_FLIGHT, 1))) == 2)
+
+    assert [found for found, _ in sampler.observe(m.DISK_IN_FLIGHT, 2, slower_than_s=30)] == [1.0]

@@ -8,13 +8,14 @@ Units are UCUM base units, utilization is 0..1, points carry identity only.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Final, Literal
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple
 
 Kind = Literal["gauge", "counter", "updowncounter", "histogram"]
 AttributeValue = str | bool | int | float
 Attributes = Mapping[str, AttributeValue]
 
+_NOTHING: Attributes = {}
 SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.44.0"
 SCOPE: Final = "gpumon"
 
@@ -28,13 +29,14 @@ class Metric:
     unit: str  # UCUM: "1", "By", "s", "{error}"
     description: str
     attributes: tuple[str, ...] = ()
+    is_state: bool = False
+    """A gauge whose latest value counts: a mean over a window would be a number that never was (304.5 sectors)."""
 
     def __hash__(self) -> int:
         return hash(self.name)
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """One value of one series, as a collector yields it.
 
     A counter's `value` is cumulative. A gauge's is the momentary value, and the export reports the mean
@@ -44,7 +46,7 @@ class Reading:
 
     metric: Metric
     value: float
-    attributes: Attributes = field(default_factory=dict)
+    attributes: Attributes = _NOTHING
     per: float | None = None
 
 
@@ -78,14 +80,25 @@ PRESSURE_KIND = "gpumon.pressure.kind"  # some, full
 PRESSURE_SCOPE = "gpumon.pressure.scope"  # system, cgroup
 DISK_TYPE = "gpumon.disk.type"  # HDD, SSD, NVMe, virtual
 DISK_HOLDS_DATASET = "gpumon.disk.holds_dataset"
+DISK_HOLDS_CHECKPOINTS = "gpumon.disk.holds_checkpoints"
+K8S_NAMESPACE_NAME = "k8s.namespace.name"
+K8S_POD_NAME = "k8s.pod.name"
+K8S_POD_UID = "k8s.pod.uid"
+K8S_CONTAINER_NAME = "k8s.container.name"
+JOB_ID = "gpumon.job.id"  # SLURM_JOB_ID, as the job itself has it
+JOB_ARRAY = "gpumon.job.array"  # of a task of an array: 1234_7
+JOB_STEP = "gpumon.job.step"  # 0, 1, …, batch, interactive
+JOB_USER = "gpumon.job.user"
 DISK_PARENTS = "gpumon.disk.parents"  # devices below this one: "sda,sdb"
 DATA_PATH = "gpumon.data.path"
 STORAGE_KIND = "gpumon.storage.kind"  # block, network, memory, container, unknown
 LIMIT_SOURCE = "gpumon.limit.source"  # the file that sets a limit
+BENCH_PATTERN = "gpumon.bench.pattern"  # sequential, random: how `gpumon bench` read
+BENCH_PARALLEL = "gpumon.bench.parallel"  # how many reads at a time
 OVERHEAD = "gpumon.overhead"  # hot_path, background
 SIGNAL = "gpumon.signal"  # traces, metrics, logs
 HW_PARENT = "hw.parent"
-HW_STATE = "hw.state"  # ok, degraded, failed
+HW_STATE = "hw.state"  # ok, degraded, predicted_failure, failed
 HW_LIMIT_TYPE = "hw.limit_type"  # high.degraded: it slows down, high.critical: it shuts down
 HW_VENDOR = "hw.vendor"
 HW_DRIVER_VERSION = "hw.driver_version"
@@ -100,6 +113,15 @@ GPU_REMAP = "gpumon.gpu.remap"  # correctable, uncorrectable, pending, failed
 GPU_PCI_BUS_ID = "gpumon.gpu.pci.bus_id"
 GPU_MIG = "gpumon.gpu.mig"  # off, on; instance for a part of a GPU
 GPU_XID = "gpumon.gpu.xid"
+HW_FIRMWARE_VERSION = "hw.firmware_version"
+PHYSICAL_DISK_TYPE = "hw.physical_disk.type"  # HDD, SSD, NVMe
+PHYSICAL_DISK_STATE = "hw.physical_disk.state"  # remaining
+SMART_ATTRIBUTE = "hw.physical_disk.smart_attribute"  # as smartctl names it
+SMART_NUMBER = "gpumon.smart.attribute.number"  # of an ATA attribute: 5, 187, …
+SMART_COUNTER = "gpumon.smart.counter"  # reallocated, uncorrected, pending, offline_uncorrectable, media, link
+SMART_WHEN = "gpumon.smart.when"  # now, before
+SMART_PROTOCOL = "gpumon.smart.protocol"  # ATA, NVMe, SCSI
+SMART_TARGET = "gpumon.smart.target"  # how smartctl addresses it: /dev/sda, /dev/bus/0 (megaraid,1)
 
 PHASES: Final = (
     "data.wait",
@@ -126,8 +148,8 @@ FETCH_ACCOUNTS: Final = (
 CATALOGUE: list[Metric] = []
 
 
-def _metric(name: str, kind: Kind, unit: str, description: str, *attributes: str) -> Metric:
-    metric = Metric(name, kind, unit, description, attributes)
+def _metric(name: str, kind: Kind, unit: str, description: str, *attributes: str, is_state: bool = False) -> Metric:
+    metric = Metric(name, kind, unit, description, attributes, is_state)
     CATALOGUE.append(metric)
     return metric
 
@@ -333,6 +355,26 @@ DISK_LIMIT_OPERATIONS = _metric(
     DISK_IO_DIRECTION,
     LIMIT_SOURCE,
 )
+DISK_CEILING_IO = _metric(
+    "gpumon.disk.ceiling.io",
+    "gauge",
+    "By/s",
+    "Bytes per second that `gpumon bench` read from this disk.",
+    SYSTEM_DEVICE,
+    BENCH_PATTERN,
+    BENCH_PARALLEL,
+    is_state=True,
+)
+DISK_CEILING_OPERATIONS = _metric(
+    "gpumon.disk.ceiling.operations",
+    "gauge",
+    "{operation}/s",
+    "Requests per second that this disk answered meanwhile.",
+    SYSTEM_DEVICE,
+    BENCH_PATTERN,
+    BENCH_PARALLEL,
+    is_state=True,
+)
 _SAMPLED = " Only `gpumon sample` reads it."
 DISK_DISCARD_OPERATIONS = _metric(
     "gpumon.disk.discard.operations", "counter", "{operation}", f"Discards (trim).{_SAMPLED}", SYSTEM_DEVICE
@@ -350,6 +392,14 @@ DISK_FLUSH_OPERATIONS = _metric(
 DISK_FLUSH_TIME = _metric(
     "gpumon.disk.flush.time", "counter", "s", f"Sum of the time each flush took.{_SAMPLED}", SYSTEM_DEVICE
 )
+DISK_ERRORS = _metric(
+    "gpumon.disk.errors",
+    "counter",
+    "{error}",
+    "Reads and writes that the kernel gave up, since gpumon began to look.",
+    SYSTEM_DEVICE,
+    ERROR_TYPE,
+)
 DISK_INFO = _metric(
     "gpumon.disk.info",
     "gauge",
@@ -360,6 +410,7 @@ DISK_INFO = _metric(
     HW_SERIAL_NUMBER,
     DISK_TYPE,
     DISK_HOLDS_DATASET,
+    DISK_HOLDS_CHECKPOINTS,
     DISK_PARENTS,
     SYSTEM_FILESYSTEM_MOUNTPOINT,
     SYSTEM_FILESYSTEM_TYPE,
@@ -528,6 +579,90 @@ GPU_INFO = _metric(
     HW_VENDOR,
     GPU_PCI_BUS_ID,
     GPU_MIG,
+)
+
+# -- SMART --------------------------------------------------------------------------------------------
+PHYSICAL_DISK_SMART = _metric(
+    "hw.physical_disk.smart",
+    "gauge",
+    "1",
+    "Raw value of a SMART attribute; packed ones unpacked.",
+    HW_ID,
+    SMART_ATTRIBUTE,
+    SMART_NUMBER,
+    is_state=True,
+)
+PHYSICAL_DISK_ENDURANCE = _metric(
+    "hw.physical_disk.endurance_utilization",
+    "gauge",
+    "1",
+    "Share of the rated writes that is left; below 0 past them.",
+    HW_ID,
+    PHYSICAL_DISK_STATE,
+    is_state=True,
+)
+PHYSICAL_DISK_SIZE = _metric("hw.physical_disk.size", "updowncounter", "By", "Size of a physical disk.", HW_ID)
+SMART_COUNT = _metric(
+    "gpumon.smart.count",
+    "gauge",
+    "{error}",
+    "An error counter that foretells failures, the same for every protocol.",
+    HW_ID,
+    SMART_COUNTER,
+    is_state=True,
+)
+SMART_GROWTH = _metric(
+    "gpumon.smart.growth",
+    "gauge",
+    "{error}",
+    "Growth of such a counter within the last seven days, as far as they are known.",
+    HW_ID,
+    SMART_COUNTER,
+    is_state=True,
+)
+SMART_FAILED = _metric(
+    "gpumon.smart.failed",
+    "gauge",
+    "1",
+    "1: an attribute that foretells failure is or was below its threshold, or the log holds a failed self-test.",
+    HW_ID,
+    SMART_ATTRIBUTE,
+    SMART_WHEN,
+    is_state=True,
+)
+SMART_AGE = _metric("gpumon.smart.age", "gauge", "s", "Age of the last good SMART reading.", HW_ID, is_state=True)
+SMART_INFO = _metric(
+    "gpumon.smart.info",
+    "gauge",
+    "1",
+    "What is known of a physical disk; system.device: the block devices on it.",
+    HW_ID,
+    HW_MODEL,
+    HW_SERIAL_NUMBER,
+    HW_FIRMWARE_VERSION,
+    PHYSICAL_DISK_TYPE,
+    SYSTEM_DEVICE,
+    SMART_PROTOCOL,
+    SMART_TARGET,
+)
+
+# -- Who holds what (the node agent) --------------------------------------------------------------------
+DEVICE_HOLDER_INFO = _metric(
+    "gpumon.device.holder.info",
+    "gauge",
+    "1",
+    "A Slurm job or a Kubernetes container that holds a GPU (hw.id), idle or not, or uses a disk (system.device).",
+    HW_ID,
+    HW_PARENT,
+    SYSTEM_DEVICE,
+    JOB_ID,
+    JOB_ARRAY,
+    JOB_STEP,
+    JOB_USER,
+    K8S_NAMESPACE_NAME,
+    K8S_POD_NAME,
+    K8S_POD_UID,
+    K8S_CONTAINER_NAME,
 )
 
 # -- About itself -------------------------------------------------------------------------------------

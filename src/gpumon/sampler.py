@@ -13,8 +13,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Final, NamedTuple
 
 from gpumon import metrics as m
 from gpumon.buckets import Buckets
@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 STALE_INTERVALS = 3  # a reading older than this many intervals is absent: a stuck collector must not look alive
 HANG_S = 10.0
+SOON_S = 2.0  # a collector that wants a call within so long waits for something
+LAST_S = 1.0  # what the end of a run waits for a last reading of a collector that may block
 HISTORY_S = 120.0
 MAX_READERS = 8  # per series; the one that has not asked for longest makes room
 
@@ -45,6 +47,10 @@ class _Terms(NamedTuple):
     per: float
 
 
+_NO_HISTORY: Final[deque[_Terms]] = deque(maxlen=0)
+"""Of all that are no means: even an empty one takes 600 bytes."""
+
+
 @dataclass(slots=True)
 class _Mark:
     """The end of a reader's last window, and the mean over that window."""
@@ -53,14 +59,30 @@ class _Mark:
     mean: float | None
 
 
+class Latest(NamedTuple):
+    """What is known of a series now, for those who hand it on."""
+
+    collector: str
+    metric: Metric
+    attributes: m.Attributes
+    value: float | None
+    """A gauge's mean over the last few seconds, None where a ratio has none; of any other kind the last value."""
+    terms: tuple[float, float] | None
+    """A gauge's cumulative terms: its mean over any window is Δfirst ÷ Δsecond. None of what is no mean."""
+    is_ratio: bool  # the terms are two counters of the source's, not a sum and a number of samples
+    age_s: float
+
+
 @dataclass(slots=True)
 class _Series:
     metric: Metric
     attributes: m.Attributes
     entry: _Entry
     now: _Terms
+    is_mean: bool
+    is_ratio: bool
     base: float = 0.0  # what a counter had counted before its source began anew
-    history: deque[_Terms] = field(default_factory=deque)
+    history: deque[_Terms] = field(default_factory=lambda: _NO_HISTORY)
     marks: dict[int, _Mark] = field(default_factory=dict)
 
     @property
@@ -86,6 +108,11 @@ class _Entry:
     ended: float = 0.0  # when the last one ended
     durations: Buckets = field(default_factory=Buckets)
 
+    @property
+    def tick_s(self) -> float:
+        """Until the next call: a collector may ask for one before its interval is over (`again_s`)."""
+        return min(self.interval_s, getattr(self.collector, "again_s", self.interval_s))
+
 
 class Sampler:
     """Latest values, and a short history of every gauge, of all series that the collectors yield."""
@@ -96,12 +123,14 @@ class Sampler:
         intervals: Mapping[str, float] | None = None,
         *,
         hang_s: float = HANG_S,
+        history_s: float = HISTORY_S,
     ) -> None:
+        """*history_s*: how far back `between` and `latest` see; it costs memory."""
         intervals = intervals or {}
         self._entries = [
             _Entry(name, collector, intervals.get(name, collector.interval_s)) for name, collector in collectors.items()
         ]
-        self._hang_s = hang_s
+        self._hang_s, self._history_s = hang_s, history_s
         self._series: dict[str, dict[Labels, _Series]] = {}  # by metric name
         self._same: dict[tuple[str, int], _Series] = {}
         """By metric name and identity of the attributes, which the series keeps alive: sorting them costs more."""
@@ -130,15 +159,27 @@ class Sampler:
         deadline = time.monotonic() + 0.2
         for group in self._groups:
             group.thread.join(max(0.0, deadline - time.monotonic()))
+        for entry in self._entries:
+            if (close := getattr(entry.collector, "close", None)) is not None:
+                close()
 
     def collect_now(self, timeout_s: float = 0.3) -> None:
-        """Let every collector that cannot block collect once more: the last values of a run."""
+        """Let every collector that cannot block collect once more: the last values of a run.
+
+        Of those that may, the ones that have a `before_last`, which readies them for it; they get a second.
+        """
+        asked: list[tuple[_Group, float]] = []
+        now = time.monotonic()
         for group in self._groups:
-            if not group.entries[0].collector.may_block:
-                group.done.clear()
-                group.is_asked = True
-                group.wake.set()
-                group.done.wait(timeout_s)
+            collector = group.entries[0].collector
+            if collector.may_block and not getattr(collector, "before_last", bool)():
+                continue
+            asked.append((group, now + (LAST_S if collector.may_block else timeout_s)))
+            group.done.clear()
+            group.is_asked = True
+            group.wake.set()
+        for group, until in asked:
+            group.done.wait(max(0.0, until - time.monotonic()))
 
     @property
     def cpu_ns(self) -> int:
@@ -174,22 +215,22 @@ class Sampler:
             raise failure
 
     def _store(self, entry: _Entry, reading: Reading, now: float) -> None:
-        series = self._same.get((reading.metric.name, id(reading.attributes))) or self._series_of(entry, reading, now)
-        last = series.now
-        if reading.per is not None:
-            series.now = _Terms(now, reading.value, reading.per)
-        elif reading.metric is m.COLLECTOR_UP:
-            series.now = _Terms(now, reading.value, 0.0)
-        elif reading.metric.kind == "gauge":
-            series.now = _Terms(now, last.value + reading.value, last.per + 1.0)
-        elif reading.metric.kind == "counter":
-            series.now = _Terms(now, self._counted(series, reading.value), 0.0)
+        metric, value, attributes, per = reading
+        series = self._same.get((metric.name, id(attributes))) or self._series_of(entry, reading, now)
+        if series.is_mean:
+            if per is None:
+                last = series.now
+                series.now = _Terms(now, last.value + value, last.per + 1.0)
+            else:
+                series.now = _Terms(now, value, per)
+            history = series.history
+            history.append(series.now)
+            while len(history) > 2 and history[1].at < now - self._history_s:
+                history.popleft()
+        elif metric.kind == "counter":
+            series.now = _Terms(now, self._counted(series, value), 0.0)
         else:
-            series.now = _Terms(now, reading.value, 0.0)
-        if reading.metric.kind == "gauge" and reading.metric is not m.COLLECTOR_UP:
-            series.history.append(series.now)
-            while len(series.history) > 2 and series.history[1].at < now - HISTORY_S:
-                series.history.popleft()
+            series.now = _Terms(now, value, 0.0)
 
     def _series_of(self, entry: _Entry, reading: Reading, now: float) -> _Series:
         labels: Labels = tuple(sorted(reading.attributes.items()))
@@ -198,8 +239,17 @@ class Sampler:
         if series is None:
             # A ratio's first window begins at its first terms, a gauge's before its first sample.
             first = _Terms(now, 0.0, 0.0) if reading.per is None else _Terms(now, reading.value, reading.per)
-            series = by_labels[labels] = _Series(reading.metric, reading.attributes, entry, first)
-            series.history.append(first)
+            is_mean = reading.metric.kind == "gauge" and not _is_state(reading.metric)
+            series = _Series(reading.metric, reading.attributes, entry, first, is_mean, reading.per is not None)
+            if series.is_description:  # those before it are done with: a reason may change with every collection
+                old = [labels for labels, one in by_labels.items() if one.entry is entry and one.now.at < now]
+                self._drop(by_labels, old)
+            by_labels[labels] = series
+            if is_mean:
+                series.history = deque((first,))
+            self._same[reading.metric.name, id(reading.attributes)] = series
+        elif (reading.metric.name, id(series.attributes)) not in self._same:  # of a sampler before this one
+            series.attributes = reading.attributes
             self._same[reading.metric.name, id(reading.attributes)] = series
         return series
 
@@ -216,11 +266,14 @@ class Sampler:
 
     # -- reading --------------------------------------------------------------------------------------
 
-    def observe(self, metric: Metric, reader: int) -> Iterator[tuple[float, m.Attributes]]:
+    def observe(
+        self, metric: Metric, reader: int, *, slower_than_s: float = math.inf
+    ) -> Iterator[tuple[float, m.Attributes]]:
         """Yield (value, attributes) of every live series of *metric*.
 
         A gauge is the mean over the time since *reader* (any number that tells readers apart) last asked;
-        the last window's mean where it asks more often than the collector collects.
+        the last window's mean where it asks more often than the collector collects. *slower_than_s*: leave out
+        what is read more seldom.
         """
         if metric is m.COLLECTOR_UP:
             yield from self._up()
@@ -229,8 +282,12 @@ class Sampler:
             return
         now = time.monotonic()
         with self._lock:
-            live = [series for series in self._series.get(metric.name, {}).values() if not series.is_stale(now)]
-            if metric.kind == "gauge":
+            live = [
+                series
+                for series in self._series.get(metric.name, {}).values()
+                if series.entry.interval_s <= slower_than_s and not series.is_stale(now)
+            ]
+            if metric.kind == "gauge" and not metric.is_state:
                 values = [(_window_mean(series, reader), series.attributes) for series in live]
             else:
                 values = [(series.now.value, series.attributes) for series in live]
@@ -258,10 +315,49 @@ class Sampler:
                     means[labels] = mean
         return means
 
+    def latest(self, window_s: float) -> list[Latest]:
+        """Every live series, gauges as means over the last *window_s* or, where that is longer, the last interval."""
+        now = time.monotonic()
+        with self._lock:
+            return [
+                _latest(series, now, window_s)
+                for by_labels in self._series.values()
+                for series in by_labels.values()
+                if not series.is_stale(now)
+            ]
+
+    def forget(self, age_s: float) -> None:
+        """Drop series that nobody has read for so long: devices that are gone, reasons that no longer hold."""
+        since = time.monotonic() - age_s
+        with self._lock:
+            for by_labels in self._series.values():
+                self._drop(by_labels, [labels for labels, series in by_labels.items() if series.now.at < since])
+
+    def _drop(self, by_labels: dict[Labels, _Series], gone: Iterable[Labels]) -> None:
+        for labels in gone:
+            series = by_labels.pop(labels)
+            self._same.pop((series.metric.name, id(series.attributes)), None)
+
+    def succeed(self, before: Sampler) -> None:
+        """Go on where a stopped sampler ended: no counter falls, no gauge loses its window. For before `start`."""
+        entries = {entry.name: entry for entry in self._entries}
+        with before._lock:
+            for name, by_labels in before._series.items():
+                for labels, series in by_labels.items():
+                    if (entry := entries.get(series.entry.name)) is None:
+                        continue
+                    # A call that still hangs there may yet store something: in its own copy.
+                    copy = replace(series, entry=entry, history=series.history.copy(), marks=dict(series.marks))
+                    self._series.setdefault(name, {})[labels] = copy
+
     def take_events(self) -> list[tuple[int, str, str, m.Attributes]]:
         """What collectors saw happen since the last call: (time in ns since 1970, name, text, attributes)."""
         takers = [getattr(entry.collector, "take_events", None) for entry in self._entries]
         return [event for take in takers if take is not None for event in take()]
+
+    def unfinished(self) -> list[str]:
+        """Collectors that want to be called again at once: a part of their devices has not answered yet."""
+        return [entry.name for entry in self._entries if entry.tick_s < min(entry.interval_s, SOON_S)]
 
     def durations(self) -> Iterable[tuple[str, Buckets]]:
         """How long collections took, by collector."""
@@ -314,13 +410,30 @@ class _Group:
                     self._sampler._collect(entry)
                 if entry.due <= now:
                     # A missed tick is skipped, not made up for: no burst after a suspended process.
-                    following = entry.due + entry.interval_s
-                    entry.due = following if following > now else now + entry.interval_s
+                    following = entry.due + entry.tick_s
+                    entry.due = following if following > now else now + entry.tick_s
             self.cpu_ns = time.thread_time_ns()
             if is_asked:
                 self.done.set()
             self.wake.wait(max(0.01, min(entry.due for entry in self.entries) - time.monotonic()))
             self.wake.clear()
+
+
+def _is_state(metric: Metric) -> bool:
+    return metric.is_state or metric is m.COLLECTOR_UP
+
+
+def _latest(series: _Series, now: float, window_s: float) -> Latest:
+    value: float | None = series.now.value
+    terms = None
+    if series.is_mean:
+        begin = series.history[0]
+        for begin in reversed(series.history):
+            if begin.at <= series.now.at - window_s:
+                break
+        value, terms = _mean(begin, series.now), (series.now.value, series.now.per)
+    age_s = now - series.now.at
+    return Latest(series.entry.name, series.metric, series.attributes, value, terms, series.is_ratio, age_s)
 
 
 def _window_mean(series: _Series, reader: int) -> float | None:

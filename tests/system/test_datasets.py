@@ -61,6 +61,19 @@ def test_files_alone_are_found(files):
     assert str(files[3]) in paths_of(Files(namedtuple("Pair", "left right")(files[3], 1)))
 
 
+def test_a_folder_named_in_the_class_is_found(files):
+    """`root = ...` in the body of a class; an instance's own goes before it."""
+
+    class Images:
+        root = str(files[0].parent)
+
+    assert paths_of(Images()) == [str(files[0].parent)]
+
+    other = Images()
+    other.root = str(files[0])
+    assert paths_of(other) == [str(files[0])]
+
+
 def test_wrapped_data_sets_are_looked_into(files, tmp_path):
     """Subset, ConcatDataset and what users nest."""
     other = tmp_path / "other"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
@@ -16,38 +15,18 @@ from gpumon.config import Config
 from gpumon.errors import CollectorError, NoDataError
 from gpumon.metrics import AttributeValue, Reading
 from gpumon.system.block import BlockDevices
+from gpumon.system.ceilings import Ceilings
 from gpumon.system.cgroup import Cgroup
-from gpumon.system.counters import Monotonic
-from gpumon.system.datasets import DATASETS, Datasets
+from gpumon.system.datasets import CHECKPOINTS, DATASETS, Datasets
+from gpumon.system.disk_counters import DiskCounters, Row, parse
 
-_REFRESH_S: Final = 10.0  # of what disks say of themselves, and of limits
-_TICK_S: Final = 0.02
-_WRAPPING: Final = frozenset(
-    ("read.ms", "write.ms", "discard.ms", "flush.ms", "busy.ms", "queue.ms")
-)  # 32 bit in some kernels
-_SECTOR: Final = 512  # bytes, whatever the disk's own sectors are
+_REFRESH_S: Final = 10.0  # of limits
+_LOOK_S: Final = 60.0  # at what disks say of themselves: ten files of each
+_SECTOR: Final = 512  # bytes
 # Neither whole disks nor anything real; they are shown where a data set lies on them.
 _NO_DISK: Final = re.compile(r"(ram|zram|loop|fd|sr|dm-|md|mtdblock|nbd)\d*|nvme\d+c\d+n\d+")
+_LAYER: Final = re.compile(r"(loop|dm-|md|nbd)\d+")
 _PARTITION: Final = re.compile(r"((h|s|v|xv)d[a-z]+\d+|(nvme\d+n|mmcblk|md|nbd|loop)\d+p\d+)$")
-
-
-@dataclass(slots=True)
-class _Raw:
-    """A device's counters since boot; None where the system does not tell."""
-
-    reads: int
-    reads_merged: int | None
-    read_bytes: int
-    read_ms: int
-    writes: int
-    writes_merged: int | None
-    written_bytes: int
-    write_ms: int
-    in_flight: int | None = None
-    busy_ms: int | None = None
-    queue_ms: int | None = None
-    discards: tuple[int, int, int, int] | None = None  # operations, merged, bytes, ms
-    flushes: tuple[int, int] | None = None  # operations, ms
 
 
 @register("disk")
@@ -68,38 +47,61 @@ class DiskCollector:
         *,
         root: str | Path = "/",
         datasets: Datasets = DATASETS,
+        checkpoints: Datasets = CHECKPOINTS,
         only: Sequence[str] = (),
+        per_node: bool = False,
         discards_and_flushes: bool = False,
     ) -> None:
-        """*only*: patterns (`sd*`) of the devices to read instead, partitions and loops included."""
+        """*only*: patterns (`sd*`) of the devices to read instead, partitions and loops included.
+
+        *per_node*: the machine rather than this process: dm, md and loop devices that are in use too, whosever
+        data lies on them, and no limits of a cgroup.
+        """
         self._only = tuple(only)
+        self._per_node = per_node
         self._discards_and_flushes = discards_and_flushes
         self._root = Path(root)
         self._stats = self._root / "proc/diskstats"
         self._datasets = datasets
+        self._checkpoints = checkpoints
         self._devices = BlockDevices(root)
+        self._ceilings = Ceilings(root)
         self._cgroup = Cgroup(root, devices=self._devices)
-        self._counters = Monotonic()
-        self._last: dict[str, _Raw] = {}
-        self._busy: dict[str, tuple[float, float, float]] = {}  # device -> (shown, seen, excess), see _busy_s
+        self._counters: dict[str, DiskCounters] = {}
         self._now = 0.0
-        self._refreshed: tuple[float, int] = (-_REFRESH_S, -1)
-        self._is_disk: dict[str, bool] = {}
+        self._refreshed = -_REFRESH_S
+        self._looked: tuple[float, int] = (-_LOOK_S, -1)
+        self._names: Collection[str] = ()
+        self._is_disk: dict[tuple[str, bool], bool] = {}
         self._with_data: set[str] = set()
-        self._slow_changing: list[Reading] = []
+        self._with_checkpoints: set[str] = set()
+        self._facts: list[Reading] = []
+        self._limits: list[Reading] = []
 
     def collect(self) -> Iterable[Reading]:
         before, self._now = self._now, time.monotonic()
-        refresh = self._now - self._refreshed[0] >= _REFRESH_S or self._refreshed[1] != self._datasets.version
-        if refresh:
+        version = self._datasets.version + self._checkpoints.version
+        look = self._now - self._looked[0] >= _LOOK_S or self._looked[1] != version
+        if look:
             self._with_data = self._datasets.devices()
+            self._with_checkpoints = self._checkpoints.devices()
             self._is_disk.clear()
         raw = self._read()
-        if refresh:
-            self._refresh(list(raw))
-        for name, counters in raw.items():
-            yield from self._device(name, counters, self._now - before if before else 0.0)
-        yield from self._slow_changing
+        if look or raw.keys() != self._names:
+            self._looked, self._names = (self._now, version), raw.keys()
+            self._facts = [reading for name in raw for reading in self._about(name)]
+        if self._now - self._refreshed >= _REFRESH_S and not self._per_node:
+            self._refreshed = self._now
+            self._limits = list(self._cgroup_limits())
+        elapsed_s = self._now - before if before else 0.0
+        for name, row in raw.items():
+            counters = self._counters.get(name)
+            if counters is None:
+                counters = DiskCounters(name, discards_and_flushes=self._discards_and_flushes)
+                self._counters[name] = counters
+            yield from counters.read(row, self._now, elapsed_s)
+        yield from self._facts
+        yield from self._limits
         for name, (seconds, queue) in list(self._datasets.unloaded.items()):
             if name in raw:
                 yield Reading(m.DISK_UNLOADED_AWAIT, seconds, {m.SYSTEM_DEVICE: name})
@@ -107,24 +109,26 @@ class DiskCollector:
 
     # -- which devices ------------------------------------------------------------------------------
 
-    def _wanted(self, name: str) -> bool:
+    def _wanted(self, name: str, is_untouched: bool = False) -> bool:
+        """*is_untouched*: nothing was ever read from it, as from a loop device without a file."""
         if self._only:
             return any(fnmatchcase(name, pattern) for pattern in self._only)
-        if name in self._with_data:
+        if name in self._with_data or name in self._with_checkpoints:
             return True
-        if name not in self._is_disk:
-            if self._devices.exists(name):
-                partition = self._devices.is_partition(name)
-                empty = self._devices.size_bytes(name) == 0
-                self._is_disk[name] = not (partition or empty or _NO_DISK.fullmatch(name))
-            else:
-                self._is_disk[name] = not (_PARTITION.match(name) or _NO_DISK.fullmatch(name))
-        return self._is_disk[name]
+        known = self._is_disk.get((name, is_untouched))
+        if known is None:
+            known = self._is_disk[name, is_untouched] = self._is_whole(name)
+        return known
 
-    def _refresh(self, names: list[str]) -> None:
+    def _is_whole(self, name: str) -> bool:
+        if not self._devices.exists(name):
+            return not (_PARTITION.match(name) or _NO_DISK.fullmatch(name))
+        if self._devices.is_partition(name) or self._devices.size_bytes(name) == 0:
+            return False
+        return not _NO_DISK.fullmatch(name) or (self._per_node and bool(_LAYER.fullmatch(name)))
+
+    def _cgroup_limits(self) -> Iterator[Reading]:
         self._cgroup.refresh()
-        self._refreshed = (self._now, self._datasets.version)
-        self._slow_changing = [self._info(name) for name in names]
         for item in self._cgroup.disk_limits():
             metric = m.DISK_LIMIT_IO if item.unit == "bytes" else m.DISK_LIMIT_OPERATIONS
             at = {
@@ -132,7 +136,19 @@ class DiskCollector:
                 m.DISK_IO_DIRECTION: item.direction,
                 m.LIMIT_SOURCE: item.limit.source,
             }
-            self._slow_changing.append(Reading(metric, item.limit.value, at))
+            yield Reading(metric, item.limit.value, at)
+
+    def _about(self, name: str) -> Iterator[Reading]:
+        """What is known of a disk, and what it gave when it was measured."""
+        yield self._info(name)
+        for ceiling in self._ceilings.of(name):
+            ways: m.Attributes = {
+                m.SYSTEM_DEVICE: name,
+                m.BENCH_PATTERN: ceiling.pattern,
+                m.BENCH_PARALLEL: ceiling.parallel,
+            }
+            yield Reading(m.DISK_CEILING_IO, ceiling.bytes_per_s, ways)
+            yield Reading(m.DISK_CEILING_OPERATIONS, ceiling.operations_per_s, ways)
 
     def _info(self, name: str) -> Reading:
         facts = self._devices.facts(name)
@@ -140,7 +156,9 @@ class DiskCollector:
             m.SYSTEM_DEVICE: name,
             m.DISK_HOLDS_DATASET: name in self._with_data,
         }
-        storages = self._datasets.storages()
+        if name in self._with_checkpoints:
+            at[m.DISK_HOLDS_CHECKPOINTS] = True
+        storages = [*self._datasets.storages(), *self._checkpoints.storages()]
         mounted = next((storage for storage in storages if storage.device == name), None)
         parents = self._devices.below(name)
         if name.startswith("loop"):  # its file lies on a disk, which sysfs does not tell
@@ -157,56 +175,9 @@ class DiskCollector:
         at.update({key: value for key, value in told.items() if value})
         return Reading(m.DISK_INFO, 1.0, at)
 
-    # -- what they did ------------------------------------------------------------------------------
-
-    def _device(self, name: str, raw: _Raw, elapsed_s: float) -> Iterator[Reading]:
-        last = self._last.get(name)
-        self._last[name] = raw
-        # Operations never go back on one and the same device: then another one has the name now.
-        restarted = last is not None and (raw.reads < last.reads or raw.writes < last.writes)
-
-        def count(what: str, value: int) -> float:
-            return self._counters.update((name, what), value, restarted=restarted, wraps=what in _WRAPPING)
-
-        for direction, operations, merged, size, time_ms in (
-            ("read", raw.reads, raw.reads_merged, raw.read_bytes, raw.read_ms),
-            ("write", raw.writes, raw.writes_merged, raw.written_bytes, raw.write_ms),
-        ):
-            at = {m.SYSTEM_DEVICE: name, m.DISK_IO_DIRECTION: direction}
-            number = count(f"{direction}.operations", operations)
-            size_by = count(f"{direction}.bytes", size)
-            time_s = count(f"{direction}.ms", time_ms) / 1e3
-            yield Reading(m.DISK_OPERATIONS, number, at)
-            yield Reading(m.DISK_IO, size_by, at)
-            yield Reading(m.DISK_OPERATION_TIME, time_s, at)
-            yield Reading(m.DISK_AWAIT, time_s, at, per=number)
-            yield Reading(m.DISK_REQUEST_SIZE, size_by, at, per=number)
-            if merged is not None:
-                yield Reading(m.DISK_MERGED, count(f"{direction}.merged", merged), at)
-        if self._discards_and_flushes:
-            yield from _discards_and_flushes(name, raw, count)
-        at = {m.SYSTEM_DEVICE: name}
-        if raw.in_flight is not None:
-            yield Reading(m.DISK_IN_FLIGHT, raw.in_flight, at)
-        if raw.busy_ms is not None:
-            busy_s = count("busy.ms", raw.busy_ms) / 1e3
-            yield Reading(m.DISK_IO_TIME, busy_s, at)
-            yield Reading(m.DISK_UTILIZATION, self._busy_s(name, busy_s, elapsed_s), at, per=self._now)
-        if raw.queue_ms is not None:
-            yield Reading(m.DISK_QUEUE_LENGTH, count("queue.ms", raw.queue_ms) / 1e3, at, per=self._now)
-
-    def _busy_s(self, name: str, busy_s: float, elapsed_s: float) -> float:
-        """Busy time that does not outrun the clock: the kernel counts ticks, for some drivers too many."""
-        shown, seen, excess = self._busy.get(name, (0.0, busy_s, 0.0))
-        growth = busy_s - seen + excess
-        # What one tick counted too much belongs to the next window, but never more than a few milliseconds.
-        counted = min(growth, elapsed_s)
-        self._busy[name] = (shown + counted, busy_s, min(growth - counted, _TICK_S))
-        return shown + counted
-
     # -- the sources --------------------------------------------------------------------------------
 
-    def _read(self) -> dict[str, _Raw]:
+    def _read(self) -> dict[str, Row]:
         try:
             text = self._stats.read_text()
         except FileNotFoundError:
@@ -216,62 +187,34 @@ class DiskCollector:
         found = {}
         for line in text.splitlines():
             fields = line.split()
-            if len(fields) >= 14 and self._wanted(fields[2]):
-                found[fields[2]] = _parse(fields[3:])
+            if len(fields) >= 14 and self._wanted(fields[2], fields[3] == "0"):
+                found[fields[2]] = parse(fields[3:])
         return found
 
-    def _read_psutil(self) -> dict[str, _Raw]:
+    def _read_psutil(self) -> dict[str, Row]:
         """Without requests in flight and queue, which only Linux counts."""
         import psutil
 
-        found = {}
-        for name, disk in (psutil.disk_io_counters(perdisk=True, nowrap=False) or {}).items():
+        try:
+            disks = psutil.disk_io_counters(perdisk=True, nowrap=False) or {}
+        except (NotImplementedError, RuntimeError, OSError) as error:
+            raise NoDataError(f"no counters of disks here: {error}") from error
+        found: dict[str, Row] = {}
+        for name, disk in disks.items():
             if self._wanted(name):
-                found[name] = _Raw(
-                    reads=disk.read_count,
-                    reads_merged=getattr(disk, "read_merged_count", None),
-                    read_bytes=disk.read_bytes,
-                    read_ms=getattr(disk, "read_time", 0),
-                    writes=disk.write_count,
-                    writes_merged=getattr(disk, "write_merged_count", None),
-                    written_bytes=disk.write_bytes,
-                    write_ms=getattr(disk, "write_time", 0),
-                    busy_ms=getattr(disk, "busy_time", None),
+                found[name] = (
+                    disk.read_count,
+                    getattr(disk, "read_merged_count", None),
+                    disk.read_bytes // _SECTOR,
+                    getattr(disk, "read_time", 0),
+                    disk.write_count,
+                    getattr(disk, "write_merged_count", None),
+                    disk.write_bytes // _SECTOR,
+                    getattr(disk, "write_time", 0),
+                    None,
+                    getattr(disk, "busy_time", None),
+                    *(None,) * 7,
                 )
         if not found:
             raise NoDataError("no counters of disks on this system")
         return found
-
-
-def _discards_and_flushes(name: str, raw: _Raw, count: Callable[[str, int], float]) -> Iterator[Reading]:
-    at = {m.SYSTEM_DEVICE: name}
-    if raw.discards is not None:
-        operations, merged, size, time_ms = raw.discards
-        yield Reading(m.DISK_DISCARD_OPERATIONS, count("discard.operations", operations), at)
-        yield Reading(m.DISK_DISCARD_MERGED, count("discard.merged", merged), at)
-        yield Reading(m.DISK_DISCARD_IO, count("discard.bytes", size), at)
-        yield Reading(m.DISK_DISCARD_TIME, count("discard.ms", time_ms) / 1e3, at)
-    if raw.flushes is not None:
-        operations, time_ms = raw.flushes
-        yield Reading(m.DISK_FLUSH_OPERATIONS, count("flush.operations", operations), at)
-        yield Reading(m.DISK_FLUSH_TIME, count("flush.ms", time_ms) / 1e3, at)
-
-
-def _parse(fields: list[str]) -> _Raw:
-    """The numbers of a line of /proc/diskstats, after the device's name; Linux 4.18 added discards, 5.5 flushes."""
-    numbers = list(map(int, fields[:17]))
-    return _Raw(
-        reads=numbers[0],
-        reads_merged=numbers[1],
-        read_bytes=numbers[2] * _SECTOR,
-        read_ms=numbers[3],
-        writes=numbers[4],
-        writes_merged=numbers[5],
-        written_bytes=numbers[6] * _SECTOR,
-        write_ms=numbers[7],
-        in_flight=numbers[8],
-        busy_ms=numbers[9],
-        queue_ms=numbers[10],
-        discards=(numbers[11], numbers[12], numbers[13] * _SECTOR, numbers[14]) if len(numbers) >= 15 else None,
-        flushes=(numbers[15], numbers[16]) if len(numbers) >= 17 else None,
-    )

@@ -19,6 +19,7 @@ from typing import Any
 
 import wrapt
 
+from gpumon.system.datasets import CHECKPOINTS
 from gpumon.tracing import stamps as s
 from gpumon.tracing.batch import size_of
 from gpumon.tracing.device_time import DeviceTimer
@@ -95,6 +96,7 @@ def _patch(torch: Any) -> None:
         _patch_update(torch, tracer)
         _patch_scaler(torch, tracer)
         _patch_capture(torch, tracer)
+        _patch_save(torch)
         _watch_exceptions(tracer)
         if (stateful := sys.modules.get(_STATEFUL)) is not None:
             _patch_stateful(stateful)
@@ -369,6 +371,27 @@ def _patch_update(torch: Any, tracer: StepTracer) -> None:
 
     _undo.append(register_optimizer_step_pre_hook(before).remove)
     _undo.append(register_optimizer_step_post_hook(after).remove)
+
+
+def _patch_save(torch: Any) -> None:
+    """Learn where checkpoints go: the health of that disk matters as much as that of the data's."""
+    original = torch.save
+    known: set[str] = set()
+
+    @functools.wraps(original)
+    def save(obj: Any, f: Any, *args: Any, **kwargs: Any) -> Any:
+        with guard("checkpoint"):
+            is_path = isinstance(f, str | os.PathLike)
+            name: Any = f if is_path else getattr(f, "name", None)
+            # An open file may have a name that is no path of this machine's: a number, or an object store's URL.
+            if is_path or (isinstance(name, str | bytes | os.PathLike) and os.path.exists(name)):  # noqa: PTH110
+                folder = os.path.dirname(os.path.abspath(os.fsdecode(name)))  # noqa: PTH100, PTH120
+                if folder not in known:
+                    known.add(folder)
+                    CHECKPOINTS.add_path(folder, named=False)
+        return original(obj, f, *args, **kwargs)
+
+    _replace(torch, "save", save)
 
 
 def _patch_capture(torch: Any, tracer: StepTracer) -> None:

@@ -40,5 +40,8 @@ RULES: Final = (
     "GpuMemoryGrowth",
     "GpuMemoryPressure",
     "GpuError",
+    "DiskFailing",
+    "DiskWearing",
+    "DiskCableErrors",
     "CollectorBlind",
 )

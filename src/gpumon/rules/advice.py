@@ -239,7 +239,9 @@ def _unknown(evidence: Evidence, disk: Disk | None) -> list[str | None]:
     if disk is not None and disk.baseline is None:
         return [
             "name the data with gpumon.instrument(data_paths=…) or GPUMON_DATA_PATHS: the disk's unloaded latency "
-            "is then measured before the loader starts, which tells slow from saturated"
+            "is then measured before the loader starts, which tells slow from saturated",
+            f"`gpumon bench {disk.mount_point or 'PATH'}` measures what the disk can give; the next report holds "
+            "the run against it",
         ]
     if not evidence.fetches.wall_s:
         return ["feed the loop from a torch DataLoader, or name the data with data_paths: then fetches can be followed"]

@@ -21,6 +21,8 @@ GROUPS = {
 }
 """Accounts of fetches by the layer that is to blame."""
 
+BELOW_CEILING = "it gives far less than it gave gpumon bench"
+
 
 @dataclass(frozen=True)
 class Cause:
@@ -144,6 +146,11 @@ def _disk_cause(evidence: Evidence) -> Cause:
         return Cause("disk_contended", 1.0, unsure, name)
     if disk.queue is not None and disk.queue < limit.QUEUE:
         return Cause("disk_slow", 0.9, unsure, name, "no queue is to blame")
+    if (disk.ceiling_fraction or 0.0) >= limit.AT_CEILING:
+        return Cause("disk_saturated", limit.MOST_CONFIDENT, unsure, name)
+    ceiling = disk.ceiling.bytes_per_s if disk.ceiling else 0.0
+    if baseline is not None and disk.bytes_per_s < limit.AT_ITS_BEST * ceiling:
+        return Cause("disk_slow", 0.8, unsure, name, BELOW_CEILING)
     if baseline is not None and disk.best_read_bytes_per_s:
         if disk.read_bytes_per_s >= limit.AT_ITS_BEST * disk.best_read_bytes_per_s:
             return Cause("disk_saturated", 0.9, unsure, name)

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gpumon.rules import thresholds as limit
+from gpumon.rules.ceilings import SOURCE, Ceiling
+from gpumon.rules.disk_health import Vitals, conditions
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,8 @@ class Disk:
     unloaded_queue: float = 0.0
     quiet_s: float | None = None  # mean await of its own windows with an almost empty queue
     limits: Sequence[tuple[str, float, str]] = ()  # (unit, value, the file that sets it)
+    ceiling: Ceiling | None = None  # by `gpumon bench`, of the pattern that fits
+    benched_s: float | None = None  # a request of the bench's single reader
 
     @property
     def floor_s(self) -> float:
@@ -119,13 +123,24 @@ class Disk:
         return share(self.read_bytes, self.seconds)
 
     @property
+    def bytes_per_s(self) -> float:
+        return share(self.read_bytes + self.write_bytes, self.seconds)
+
+    @property
     def baseline(self) -> tuple[float, str] | None:
         """Its latency when nobody queues, and where that comes from."""
         if self.unloaded_s is not None and self.unloaded_queue <= limit.QUIET_PROBE * (self.queue or 0.0):
             return self.unloaded_s, "measured before the loader started"
         if self.quiet_s is not None:
             return self.quiet_s, "own quiet baseline"
+        if self.benched_s is not None:
+            return self.benched_s, SOURCE
         return None
+
+    @property
+    def ceiling_fraction(self) -> float | None:
+        """Its throughput by what it gave `gpumon bench`."""
+        return share(self.read_bytes_per_s, self.ceiling.bytes_per_s) if self.ceiling else None
 
     @property
     def not_ours_fraction(self) -> float | None:
@@ -188,6 +203,30 @@ class Gpu:
 
 
 @dataclass(frozen=True)
+class Drive:
+    """A physical disk that told its health; times are those of its readings in the run."""
+
+    id: str  # serial number or WWN
+    model: str = ""
+    devices: Sequence[str] = ()  # the block devices on it
+    holds_dataset: bool = False
+    holds_checkpoints: bool = False
+    state: str = ""  # as whoever read it judged last; empty where it told none
+    vitals: Vitals = field(default_factory=Vitals)
+    grown: Mapping[str, float] = field(default_factory=dict)  # counters, since the run began
+    grown_over_s: float = 0.0  # from its first reading in the run to its last
+
+    @property
+    def name(self) -> str:
+        """As lsblk calls it; its serial number where it has no block device of its own."""
+        return ", ".join(self.devices) or self.id
+
+    @property
+    def is_well(self) -> bool:
+        return self.state == "ok" and not conditions(self.vitals)
+
+
+@dataclass(frozen=True)
 class Machine:
     """The host and the process tree. None: not known."""
 
@@ -223,6 +262,7 @@ class Evidence:
     machine: Machine = Machine()
     loader: Loader = Loader()
     gpus: Sequence[Gpu] = ()
+    drives: Sequence[Drive] = ()
     gpu_busy: float | None = None  # mean over the GPUs that the run used; None: not known
     read_bytes_per_step: float = 0.0  # that really came from storage
     blind: Mapping[str, str] = field(default_factory=dict)  # collector -> why it saw nothing

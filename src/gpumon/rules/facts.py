@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from gpumon.rules import thresholds as limit
 from gpumon.rules.causes import GROUPS, Cause, held_above
+from gpumon.rules.ceilings import SOURCE
 from gpumon.rules.evidence import Disk, Evidence, share
 from gpumon.rules.findings import Fact
 
@@ -45,6 +46,8 @@ def _of_disk(cause: Cause, disk: Disk, evidence: Evidence) -> Iterator[Fact]:
     if cause.name in ("disk_saturated", "unknown") and disk.best_read_bytes_per_s:
         best = disk.best_read_bytes_per_s
         yield Fact("system.disk.io", disk.read_bytes_per_s, "By/s", best, "best window of the run")
+    if disk.ceiling is not None and cause.name in ("disk_saturated", "disk_slow", "unknown"):
+        yield Fact("system.disk.io", disk.read_bytes_per_s, "By/s", disk.ceiling.bytes_per_s, SOURCE)
 
 
 def _of_cause(cause: Cause, evidence: Evidence) -> Iterator[Fact]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from gpumon import units
 from gpumon.rules import thresholds as limit
-from gpumon.rules.causes import GROUPS, Cause, held_above, leading_groups
+from gpumon.rules.causes import BELOW_CEILING, GROUPS, Cause, held_above, leading_groups
 from gpumon.rules.evidence import Disk, Evidence, share
 
 
@@ -26,11 +26,10 @@ def because(cause: Cause, evidence: Evidence) -> str:
 def healthy(evidence: Evidence) -> str:
     """Where the time goes when nothing stands out."""
     steps = evidence.steps
-    shares = {
-        "compute": steps.fraction("forward", "backward", "optimizer"),
-        "data wait": steps.wait_fraction,
-        **{phase: steps.fraction(phase) for phase in ("transfer", "communication", "checkpoint", "other")},
-    }
+    shares = {"compute": steps.fraction("forward", "backward", "optimizer"), "data wait": steps.wait_fraction}
+    for phase in steps.phases:
+        if phase not in ("data.wait", "forward", "backward", "optimizer"):  # a user's own may be called "compute" too
+            shares[phase] = shares.get(phase, 0.0) + steps.fraction(phase)
     named = {name: value for name, value in shares.items() if value >= 0.1 or name in ("compute", "data wait")}
     ordered = sorted(named.items(), key=lambda item: -item[1])
     parts = [
@@ -57,7 +56,11 @@ def first_batches(evidence: Evidence) -> str:
 
 
 def _disk_slow(cause: Cause, disk: Disk, evidence: Evidence) -> str:
-    return f"{_answers(disk)}{_against(disk, say_normal=True)}, and {_blocked(evidence, 'disk')} on it"
+    below = ""
+    if cause.note == BELOW_CEILING and disk.ceiling is not None:
+        given, benched = units.rate(disk.read_bytes_per_s), units.rate(disk.ceiling.bytes_per_s)
+        below = f" and gives {given}, where it gave gpumon bench {benched}"
+    return f"{_answers(disk)}{_against(disk, say_normal=True)}{below}, and {_blocked(evidence, 'disk')} on it"
 
 
 def _disk_quota(cause: Cause, disk: Disk, evidence: Evidence) -> str:
@@ -84,7 +87,10 @@ def _disk_contended(cause: Cause, disk: Disk, evidence: Evidence) -> str:
 
 def _disk_saturated(cause: Cause, disk: Disk, evidence: Evidence) -> str:
     queue = f" with {units.number(disk.queue)} requests in flight" if disk.queue else ""
-    most = f"it gives its most, {units.rate(disk.read_bytes_per_s)}{queue}"
+    benched = ""
+    if disk.ceiling is not None and (disk.ceiling_fraction or 0.0) >= limit.AT_CEILING:
+        benched = f" of {units.rate(disk.ceiling.bytes_per_s)} (gpumon bench)"
+    most = f"it gives its most, {units.rate(disk.read_bytes_per_s)}{benched}{queue}"
     return f"{_answers(disk)}{_against(disk)}, because {most}; {_blocked(evidence, 'disk')} on it"
 
 

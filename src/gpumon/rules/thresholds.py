@@ -63,6 +63,11 @@ QUEUE: Final = 1.5
 """Requests in flight; below it no queue is to blame."""
 AT_ITS_BEST: Final = 0.60
 """Throughput by the best second of the run. Measured: 0.99 saturated, 0.14 became slow."""
+AT_CEILING: Final = 0.85
+"""Throughput by what `gpumon bench` got by the pattern that fits: the disk gives its most."""
+SMALLER_REQUESTS: Final = 0.5
+READAHEAD_BYTES: Final = 128 * 1024
+"""A run whose requests are smaller than half of the bench's (or of the usual readahead) is limited by their number."""
 QUIET_QUEUE: Final = 1.0
 QUIET_WINDOWS: Final = 3
 """Windows with fewer requests in flight are a device's own baseline, from this many on."""
@@ -96,5 +101,14 @@ MEMORY_PRESSURE: Final = (0.92, 0.97)
 """Peak of used memory: warning, critical."""
 WAITING_GPU: Final = 0.30
 """nvidia-smi's sign of a GPU that waits for data."""
+
+# -- Physical disks -----------------------------------------------------------------------------------
+REALLOCATED: Final = 100
+UNREADABLE: Final = 10
+"""Counts of reallocated, and of unreadable or pending sectors, that need no growth to foretell a failure."""
+WORN: Final = (0.80, 1.00)
+"""Of the rated writes: warning, critical."""
+HEALTH_MEMORY_S: Final = 7 * 86400.0
+"""Growth of an error counter counts for as long: after a first one, more follow within weeks (Google, FAST '07)."""
 
 MOST_CONFIDENT: Final = 0.95

@@ -9,6 +9,7 @@ from gpumon.rules import sentences
 from gpumon.rules import thresholds as limit
 from gpumon.rules.advice import advise, startup_advice
 from gpumon.rules.causes import cause_of_waits
+from gpumon.rules.drives import drive_findings, failing_under_data
 from gpumon.rules.evidence import Evidence, Steps, share
 from gpumon.rules.facts import facts_of
 from gpumon.rules.findings import SEVERITIES, Fact, Finding, severity
@@ -27,8 +28,11 @@ class Judgement:
 def judge(evidence: Evidence) -> Judgement:
     """The verdict over a stretch of training, and what stands behind it."""
     of_gpus = gpu_findings(evidence)
+    of_drives = drive_findings(evidence)
+    failing = failing_under_data(evidence)
     if reason := too_little(evidence.steps):
-        return Judgement("insufficient_data", reason, [item for item in of_gpus if item.rule == "GpuError"])
+        broken = [item for item in of_gpus if item.rule == "GpuError"]
+        return Judgement("insufficient_data", reason + failing, [*broken, *of_drives])
     found: list[tuple[str, Finding]] = []
     if is_data_loading_bound(evidence.steps):
         found.append(("data_loading_bound", data_loading_bound(evidence)))
@@ -51,12 +55,12 @@ def judge(evidence: Evidence) -> Judgement:
             overhead = _overhead_bound(evidence, headline)
             found.append((verdict, overhead))
     findings = [finding for _, finding in found]
-    findings += [item for item in of_gpus if item not in findings]
+    findings += [item for item in (*of_gpus, *of_drives) if item not in findings]
     if (slow := first_batch_slow(evidence)) is not None:
         findings.append(slow)
     findings += collector_blind(evidence, findings)
     findings.sort(key=lambda item: (SEVERITIES.index(item.severity), -(item.seconds_lost or 0.0)))
-    return Judgement(verdict, headline, findings)
+    return Judgement(verdict, headline + failing, findings)
 
 
 def too_little(steps: Steps) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import time
@@ -82,7 +83,9 @@ def is_data(path: str, excluded: tuple[str, ...] = ()) -> bool:
     return not any(part in _CODE_PARTS or part.startswith(_CODE_PREFIXES) for part in parts)
 
 
+@functools.cache
 def _prefixes() -> set[str]:
+    """The folders of this interpreter and its libraries."""
     prefixes = {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix}
     return {os.path.realpath(prefix) for prefix in prefixes if prefix not in ("", "/")} | (prefixes - {"", "/"})
 
@@ -170,7 +173,13 @@ def _inside(item: Any) -> list[tuple[str, Any]]:
 
 def _attributes(item: Any) -> dict[str, Any]:
     attributes: dict[str, Any] = {}
-    for kind in type(item).__mro__:
+    for kind in reversed(type(item).__mro__):
+        # `root = "/data"` in the body of a class.
+        attributes.update(
+            (name, value)
+            for name, value in kind.__dict__.items()
+            if isinstance(value, str | PurePath | list | tuple | dict) and not name.startswith("__")
+        )
         slots = kind.__dict__.get("__slots__", ())
         for slot in (slots,) if isinstance(slots, str) else slots:
             member = kind.__dict__.get(slot)

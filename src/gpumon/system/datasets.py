@@ -14,7 +14,7 @@ from gpumon.system.data_paths import paths_of
 from gpumon.system.probe import probe
 from gpumon.system.storage import STORAGE, Storage, StorageMap
 
-__all__ = ["DATASETS", "Datasets", "paths_of", "probe"]
+__all__ = ["CHECKPOINTS", "DATASETS", "Datasets", "paths_of", "probe"]
 
 MAX_PLACES: Final = 32
 PROBE_PATIENCE_S: Final = 1.0  # what the start of a loader may be held up by a slow disk
@@ -80,6 +80,17 @@ class Datasets:
     @staticmethod
     def _key(storage: Storage) -> tuple[str, str | None, str]:
         return storage.kind, storage.device, "" if storage.device else storage.mount_point
+
+    def resolve(self) -> None:
+        """Look again where the places without a device are: the storage map has learned of them."""
+        with self._lock:
+            for path, known in list(self._places.items()):
+                if known.device is None:
+                    self._places[path] = replace(self._storage_map.of_path(known.path), path=known.path)
+            self._storages.clear()
+            for storage in self._places.values():
+                self._storages.setdefault(self._key(storage), storage)
+            self.version += 1
 
     def paths(self) -> list[str]:
         """What is known, oldest first: files, folders, mount points."""
@@ -151,3 +162,5 @@ class Datasets:
 
 DATASETS = Datasets()
 """The data sets of this process, known to all collectors."""
+CHECKPOINTS = Datasets()
+"""Where this process saves to: places that are written, of which the same is to be known."""

@@ -6,7 +6,9 @@ Portable subset: `case when` inside aggregates, `nullif(map['key'], '')` for a k
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ VIEWS = (
     "stg_windows",
     "stg_histograms",
     "stg_spans",
+    "gpumon_runs",
+    "gpumon_processes",
     "gpumon_totals",
     "gpumon_phases",
     "gpumon_datasets",
@@ -29,6 +33,7 @@ VIEWS = (
     "gpumon_windows",
     "gpumon_correlations",
     "gpumon_disk_health",
+    "gpumon_physical_disks",
     "gpumon_steps",
     "gpumon_slow_steps",
 )
@@ -39,13 +44,33 @@ HELD = ("stg_windows", "stg_counters")
 """Views that most others read more than once: an embedded engine keeps their rows (`hold_rows`)."""
 
 
-def create_views(execute: Callable[[str], Any], engine: str) -> None:
-    """Create the shims of *engine* (`duckdb` or `clickhouse`) and every view; one statement per call."""
-    for statement in text(f"shims.{engine}").split(";"):
-        if statement.strip():
-            execute(statement)
+SETTINGS = {"duckdb": "", "clickhouse": "join_use_nulls = 1, aggregate_functions_null_for_empty = 1"}
+"""What a query needs so that what is absent is null; the views have it in themselves."""
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One statement: `create or replace <kind> <name> …`."""
+
+    kind: str  # view, or what the engine calls a function
+    name: str
+    sql: str
+
+
+def statements(engine: str) -> Iterator[Statement]:
+    """The shims of *engine* (`duckdb` or `clickhouse`) and every view, in order."""
+    for sql in re.sub(r"^--.*\n", "", text(f"shims.{engine}"), flags=re.M).split(";"):
+        if match := re.match(r"\s*create or replace (\w+) (\w+)", sql):
+            yield Statement(match[1], match[2], sql.strip())
+    settings = f"\nsettings {SETTINGS[engine]}" if SETTINGS[engine] else ""
     for name in VIEWS:
-        execute(text(name))
+        yield Statement("view", name, text(name).rstrip() + settings)
+
+
+def create_views(execute: Callable[[str], Any], engine: str) -> None:
+    """Create the shims of *engine* and every view; one statement per call."""
+    for statement in statements(engine):
+        execute(statement.sql)
 
 
 def hold_rows(execute: Callable[[str], Any], *, again: bool) -> None:

@@ -1,5 +1,4 @@
--- Queries need the settings join_use_nulls = 1 and aggregate_functions_null_for_empty = 1, so that what is
--- absent is null as in DuckDB, not 0.
+-- SQL functions, which ClickHouse writes out into the views when it creates them: nobody who reads needs them.
 create or replace function gpumon_unix_s as (t) -> toUnixTimestamp64Nano(toDateTime64(t, 9)) / 1e9;
 create or replace function gpumon_number as (s) -> toFloat64OrNull(s);
 create or replace function gpumon_integer as (s) -> toInt64OrNull(s);

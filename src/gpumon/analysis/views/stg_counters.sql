@@ -8,7 +8,8 @@ counters as (
     select
         run_id, rank, instance, metric, stage, device, part, role, worker, call, file_system, at_s, value,
         lag(gpumon_nullable(value)) over (
-            partition by run_id, rank, instance, metric, stage, device, part, role, worker, call, file_system order by at_s
+            partition by run_id, rank, instance, metric, stage, device, part, role, worker, call, file_system
+            order by at_s, value  -- a table whose times are whole seconds may have two points at one
         ) as value_before
     from stg_points
     where kind = 'counter'

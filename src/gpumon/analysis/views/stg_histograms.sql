@@ -12,13 +12,16 @@ points as (
         coalesce(nullif("Attributes"['gpumon.stage'], ''), '') as stage,
         coalesce(nullif("Attributes"['gpumon.collector'], ''), '') as device,
         gpumon_unix_s("TimeUnix") as at_s, "Count" as number, "Sum" as total, "BucketCounts" as counts,
-        "ExplicitBounds" as bounds, "Min" as minimum, "Max" as maximum
+        "ExplicitBounds" as bounds,
+        -- The Collector's exporter writes 0 where a histogram does not say.
+        case when "Count" > 0 and ("Max" <> 0 or "Sum" = 0) then "Min" end as minimum,
+        case when "Count" > 0 and ("Max" <> 0 or "Sum" = 0) then "Max" end as maximum
     from otel_metrics_histogram
 ),
 numbered as (
     select
         run_id, rank, instance, metric, stage, device, at_s, number, total, counts, bounds, minimum, maximum,
-        row_number() over (partition by run_id, rank, instance, metric, stage, device order by at_s desc) as age
+        row_number() over (partition by run_id, rank, instance, metric, stage, device order by at_s desc, number desc) as age
     from points
 )
 select run_id, rank, instance, metric, stage, device, at_s, number, total, counts, bounds, minimum, maximum

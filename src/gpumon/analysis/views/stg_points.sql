@@ -8,11 +8,13 @@ points as (
     select "ResourceAttributes" as resource, "Attributes" as attributes, "MetricName" as metric, 'gauge' as kind,
         gpumon_unix_s("TimeUnix") as at_s, "Value" as value
     from otel_metrics_gauge
+    where "Flags" % 2 = 0  -- else it says that its series has ended, and its value nothing
     union all
     select "ResourceAttributes" as resource, "Attributes" as attributes, "MetricName" as metric,
         case when "IsMonotonic" then 'counter' else 'gauge' end as kind,
         gpumon_unix_s("TimeUnix") as at_s, "Value" as value
     from otel_metrics_sum
+    where "Flags" % 2 = 0
 )
 select
     gpumon_run_id(resource, attributes) as run_id,
@@ -34,11 +36,16 @@ select
                 '.', coalesce(attributes['gpumon.pressure.kind'], '')
             ), '..'
         ),
+        nullif(
+            concat(coalesce(attributes['gpumon.bench.pattern'], ''), '.', coalesce(attributes['gpumon.bench.parallel'], '')),
+            '.'
+        ),
         nullif(attributes['system.paging.fault.type'], ''), nullif(attributes['hw.gpu.task'], ''),
         nullif(attributes['gpumon.gpu.throttle.reason'], ''), nullif(attributes['gpumon.gpu.clock'], ''),
         nullif(attributes['gpumon.gpu.remap'], ''), nullif(attributes['hw.limit_type'], ''),
         nullif(attributes['hw.state'], ''), nullif(attributes['error.type'], ''),
-        nullif(attributes['hw.physical_disk.smart_attribute'], ''), nullif(attributes['gpumon.overhead'], ''),
+        nullif(attributes['hw.physical_disk.smart_attribute'], ''), nullif(attributes['gpumon.smart.counter'], ''),
+        nullif(attributes['gpumon.overhead'], ''),
         nullif(attributes['gpumon.signal'], ''), nullif(attributes['gpumon.reason'], ''), ''
     ) as part,
     coalesce(nullif(attributes['gpumon.process.role'], ''), '') as role,

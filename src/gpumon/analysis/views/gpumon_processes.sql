@@ -1,0 +1,11 @@
+-- The processes that recorded metrics.
+-- Grain:   one row per (run_id, rank, instance, service, host).
+-- Columns: service, host: '' where not known.
+create or replace view gpumon_processes as
+select distinct
+    gpumon_run_id("ResourceAttributes", "Attributes") as run_id,
+    gpumon_rank("ResourceAttributes", "Attributes") as rank,
+    gpumon_instance("ResourceAttributes", "Attributes") as instance,
+    coalesce("ResourceAttributes"['service.name'], '') as service,
+    coalesce("ResourceAttributes"['host.name'], '') as host
+from otel_metrics_sum
