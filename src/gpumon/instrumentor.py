@@ -24,6 +24,8 @@ from gpumon import metrics as m
 from gpumon._hook.sitecustomize import trains_elsewhere
 from gpumon.collectors.base import registered
 from gpumon.config import Config, Options
+from gpumon.from_agent.node_agent import NodeAgent
+from gpumon.from_agent.shared import SHARED, Shared
 from gpumon.integrations import torch as torch_integration
 from gpumon.integrations import torch_workers
 from gpumon.metrics import Attributes, Metric
@@ -32,6 +34,7 @@ from gpumon.system.datasets import DATASETS
 from gpumon.system.storage import STORAGE
 from gpumon.telemetry.instruments import HUB
 from gpumon.telemetry.output import Output
+from gpumon.telemetry.resource import ranks
 from gpumon.tracing import manual
 from gpumon.tracing.accounts import FetchAccounts
 from gpumon.tracing.guard import guard
@@ -101,7 +104,14 @@ class Recording:
         self._cpu_ns = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gpumon-fold", daemon=True)
-        self._output = Output.open(config, histograms=self._histograms, before_collect=self._fold, **providers)
+        self._agent = NodeAgent()
+        self._output = Output.open(
+            config,
+            histograms=self._histograms,
+            before_collect=self._fold,
+            exported=self._agent.exported,
+            **providers,
+        )
         self._run_span = RunSpan(self._clock)
 
     @property
@@ -157,8 +167,10 @@ class Recording:
         while not self._stop.wait(FOLD_S):
             if self._sampler is None and self._output.is_listening:
                 with guard("sampler"):
-                    self._sampler = make_sampler(self._config)
+                    self._sampler = make_sampler(self._config, self._agent)
                     self._sampler.start()
+            if self._sampler is not None:
+                self._agent.tick()
             if time.monotonic() - self._folded > FOLD_S / 2:  # an export folds too
                 self._fold()
 
@@ -184,7 +196,8 @@ class Recording:
                 for tracer, extra in self._output.tracers():
                     span = emit_step(tracer, step, self._clock, window, extra)
                     for worker_id, fetch in filter(None, fetches):
-                        emit_fetch(tracer, span, worker_id, fetch, self._clock, extra)
+                        why = {"gpumon.keep.reason": step.keep_reason}  # it is kept where its step is
+                        emit_fetch(tracer, span, worker_id, fetch, self._clock, {**extra, **why})
                 if span is not None and not step.failed:  # the last one is in our own export, where there is one
                     self._output.exemplify(span, histogram_values(step), self._clock.wall(step.end_ns))
             train = self._tracer.totals.stages.get("train")
@@ -250,7 +263,7 @@ class Recording:
 
     def _background_cpu_s(self) -> float:
         sampled = self._sampler.cpu_ns if self._sampler else 0
-        return (self._cpu_ns + sampled + self._accounts.cpu_ns + self._output.cpu_ns) / 1e9
+        return (self._cpu_ns + sampled + self._accounts.cpu_ns + self._agent.cpu_ns + self._output.cpu_ns) / 1e9
 
 
 def histogram_values(step: Step) -> list[tuple[Metric, Attributes, float]]:
@@ -262,11 +275,25 @@ def histogram_values(step: Step) -> list[tuple[Metric, Attributes, float]]:
     return values
 
 
-def make_sampler(config: Config) -> Sampler:
-    """All collectors, or the ones that were asked for."""
-    factories: Mapping[str, Callable[[Config], Any]] = registered()
+def make_sampler(config: Config, agent: NodeAgent | None = None, *, per_node: bool = False) -> Sampler:
+    """All collectors, or the ones that were asked for; *per_node*: those of the node agent too.
+
+    With *agent*, what this process may not read comes from there.
+    """
+    is_first = per_node or ranks()["gpumon.local_rank"] == 0
+    factories: Mapping[str, Callable[[Config], Any]] = {
+        name: factory
+        for name, factory in registered().items()
+        if (per_node or not getattr(factory, "per_node", False))
+        and (is_first or not getattr(factory, "per_host", False))
+    }
     names = factories if config.collectors is None else config.collectors
     for name in names:
         if name not in factories:
             logger.warning("no collector %r; there are %s", name, ", ".join(sorted(factories)))
-    return Sampler({name: factories[name](config) for name in names if name in factories}, config.intervals)
+    collectors = {name: factories[name](config) for name in names if name in factories}
+    if agent is not None:
+        for name in collectors.keys() & SHARED:
+            interval_s = config.intervals.get(name, collectors[name].interval_s)
+            collectors[name] = Shared(name, collectors[name], agent, interval_s)
+    return Sampler(collectors, config.intervals)

@@ -339,3 +339,23 @@ def test_a_collection_is_cheap(machine):
         collect(source)
 
     assert (time.thread_time() - began) / 20 < 0.004
+
+
+def test_the_disk_with_the_checkpoints_is_named(machine):
+    """Also one that would not be shown else, and only that one."""
+    machine.disk("loop3", "7:3")
+    machine.mount("/saved", "7:3", "ext4", "/dev/loop3")
+    machine.diskstats(sda=BEFORE, loop3=BEFORE)
+    datasets, checkpoints = (Datasets(StorageMap(machine.root)) for _ in range(2))
+    datasets.add_path("/data")
+    source = DiskCollector(root=machine.root, datasets=datasets, checkpoints=checkpoints)
+    assert devices(collect(source)) == {"sda"}
+
+    checkpoints.add_path("/saved/run1", named=False)
+    found = collect(source)
+
+    assert devices(found) == {"sda", "loop3"}
+    info = {name: found.one(m.DISK_INFO, name).attributes for name in ("sda", "loop3")}
+    assert (info["sda"][m.DISK_HOLDS_DATASET], info["sda"].get(m.DISK_HOLDS_CHECKPOINTS)) == (True, None)
+    assert (info["loop3"][m.DISK_HOLDS_DATASET], info["loop3"][m.DISK_HOLDS_CHECKPOINTS]) == (False, True)
+    assert info["loop3"][m.SYSTEM_FILESYSTEM_MOUNTPOINT] == "/saved"

@@ -208,6 +208,8 @@ int nvmlDeviceGetMigDeviceHandleByIndex(Device *d, unsigned index, Device **inst
     *instance = &instances[d->gpu][index];
     return 0;
 }
+ONE(nvmlDeviceGetMinorNumber, unsigned, "minor", d->gpu)
+ONE(nvmlDeviceGetGpuInstanceId, unsigned, "gpu_instance", d->mig + 1)
 
 static uint32_t wave(double hz, uint64_t at) { return (uint64_t)(at * 2 * hz / 1e6) % 2 ? 0 : 100; }
 static uint32_t level(int gpu, unsigned type) {
@@ -387,7 +389,7 @@ int nvmlEventSetFree(int *set) { ENTER(-1); return 0; }
 int nvmlDeviceRegisterEvents(Device *d, unsigned long long types, int *set) { ENTER(d->gpu); set[d->gpu] = 1; return 0; }
 int nvmlEventSetWait_v2(int *set, Event *event, unsigned timeout_ms) {
     ENTER(-1);
-    for (unsigned waited = 0; waited <= timeout_ms; waited += 10) {
+    for (unsigned waited = 0; waited <= timeout_ms; waited += 100) {
         refresh();
         pthread_mutex_lock(&lock);
         for (int i = 0; i < n_keys; i++) {
@@ -399,7 +401,7 @@ int nvmlEventSetWait_v2(int *set, Event *event, unsigned timeout_ms) {
             return 0;
         }
         pthread_mutex_unlock(&lock);
-        nanosleep(&(struct timespec){0, 10000000}, NULL);
+        nanosleep(&(struct timespec){0, 100000000}, NULL);
     }
     return 10;
 }

@@ -17,7 +17,7 @@ from gpumon.telemetry.files import RunFiles
 from gpumon.telemetry.run_json import read_run
 from gpumon.telemetry.sinks import FileSink, OtlpSink
 from otel_collector import OTELCOL, Collector, make_certificates
-from run_lines import all_points, lines, points, spans
+from run_lines import all_points, assert_same, points, spans
 
 OUTAGE_S = float(os.environ.get("GPUMON_TEST_OUTAGE_S", "5"))
 
@@ -83,32 +83,6 @@ def settings(collector, protocol, **more):
         "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
         **more,
     }
-
-
-def assert_same(run, folder):
-    """Every span, point and event of *run* is in the Collector's files, once and with the same content."""
-    for signal in ("traces", "logs"):
-        items = "spans" if signal == "traces" else "logRecords"
-        ours, theirs = ([text(item) for item in all_items(place, signal, items)] for place in (run, folder))
-        assert sorted(ours) == sorted(theirs)
-    ours, theirs = (sorted(text(point) for point in all_points(place)) for place in (run, folder))
-    assert ours == theirs
-    assert len(set(theirs)) == len(theirs) > 0
-
-
-def text(item):
-    """One spelling of it: the Collector writes 0.0 as 0."""
-    return json.dumps(json.loads(json.dumps(item), parse_int=float), sort_keys=True)
-
-
-def all_items(folder, signal, name):
-    return [
-        item
-        for line in lines(folder, signal)
-        for resource in next(iter(line.values()))
-        for scope in resource[next(key for key in resource if key.startswith("scope"))]
-        for item in scope[name]
-    ]
 
 
 @PROTOCOLS

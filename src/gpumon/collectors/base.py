@@ -17,7 +17,9 @@ class Collector(Protocol):
     """Reads one source once per tick and yields everything that it says.
 
     `interval_s` is the default; `may_block` gives the collector a thread of its own, so that a hung
-    driver delays nobody. `collect` runs in that one thread only, never in the training thread.
+    driver delays nobody. `collect` runs in that one thread only, never in the training thread. A class with
+    `per_node = True` looks at the whole machine: it is the node agent's, and no training makes one. One with
+    `per_host = True` is dear for what it asks: of a training's ranks on a host only the first makes one.
     """
 
     interval_s: float

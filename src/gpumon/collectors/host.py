@@ -34,7 +34,9 @@ class HostCollector:
     interval_s = 2.0
     may_block = False
 
-    def __init__(self, config: Config | None = None, *, root: str | Path = "/") -> None:
+    def __init__(self, config: Config | None = None, *, root: str | Path = "/", per_node: bool = False) -> None:
+        """*per_node*: the machine alone, without what the own cgroup is allowed and how it fares."""
+        self._per_node = per_node
         self._proc = Path(root, "proc")
         self._cgroup = Cgroup(root)
         self._counters = Monotonic()
@@ -45,11 +47,13 @@ class HostCollector:
     def collect(self) -> Iterable[Reading]:
         if not (self._proc / "stat").exists():
             raise NoDataError("no /proc/stat: only Linux tells this")
-        self._ticks += 1
-        if self._ticks % _REFRESH_TICKS == 0:
-            self._cgroup.refresh()
         yield from self._cpu()
-        yield from self._cpu_limits()
+        if not self._per_node:
+            self._ticks += 1
+            if self._ticks % _REFRESH_TICKS == 0:
+                self._cgroup.refresh()
+            yield from self._cpu_limits()
+            yield from self._memory_limits()
         yield from self._memory()
         yield from self._network()
 
@@ -109,6 +113,8 @@ class HostCollector:
                 yield Reading(m.MEMORY_USAGE, value, {m.SYSTEM_MEMORY_STATE: state})
         if "MemAvailable" in info:
             yield Reading(m.MEMORY_AVAILABLE, info["MemAvailable"])
+
+    def _memory_limits(self) -> Iterator[Reading]:
         limit, hits = self._cgroup.memory_limit(), self._cgroup.memory_limit_hits()
         refaults = self._cgroup.memory_refaults()
         if limit is not None:

@@ -27,15 +27,17 @@ class PressureCollector:
     interval_s = 2.0
     may_block = False
 
-    def __init__(self, config: Config | None = None, *, root: str | Path = "/") -> None:
+    def __init__(self, config: Config | None = None, *, root: str | Path = "/", per_node: bool = False) -> None:
+        """*per_node*: the machine alone, without the own cgroup."""
+        self._per_node = per_node
         self._root = Path(root)
         self._cgroup = Cgroup(root)
-        self._own = self._cgroup.pressure_folder()
+        self._own = None if per_node else self._cgroup.pressure_folder()
         self._ticks = 0
 
     def collect(self) -> Iterable[Reading]:
         self._ticks += 1
-        if self._ticks % _REFRESH_TICKS == 0:
+        if self._ticks % _REFRESH_TICKS == 0 and not self._per_node:
             self._cgroup.refresh()
             self._own = self._cgroup.pressure_folder()
         nothing = True

@@ -31,6 +31,10 @@ class Call:
             self._failure = failure
         self._running.release()
 
+    @property
+    def is_done(self) -> bool:
+        return not self._running.locked()
+
     def result(self, timeout_s: float) -> Any:
         """What the call returned or raised.
 

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -92,10 +92,11 @@ class StorageMap:
     def __init__(self, root: str | Path = "/", *, zpool: Callable[[str], Sequence[str]] | None = None) -> None:
         self._root = str(root).rstrip("/")
         self.devices = BlockDevices(root)
-        self._zpool = zpool or _zpool_devices
+        self._zpool = zpool or zpool_devices
         self._lock = threading.RLock()
         self._tables: dict[str, _Table] = {}
         self._namespaces: dict[int, tuple[float, str]] = {}
+        self._learned: dict[tuple[int, str, str], Storage] = {}
         self._changes = _MountChanges(f"{self._root}/proc/self/mountinfo")
         if not self._root:
             os.register_at_fork(after_in_child=self._renew_lock)
@@ -133,7 +134,51 @@ class StorageMap:
                 mount = table.mounts.get(mnt_id)
             return self._of(mount, table) if mount else Storage("", "unknown")
 
+    def seen_by(self, pid: int, path: str) -> Storage:
+        """The storage of a path as another process sees it, in its mount namespace and below its root.
+
+        Only the kernel's tables are read: links in the path are not followed, no file system of that process is
+        touched, whatever it mounted there.
+
+        Raises:
+            OSError: there is no such process, or we may not see it.
+        """
+        path = "/" + os.path.normpath(path).lstrip("/")
+        table = _Table("".join(_covering(f"{self._root}/proc/{pid}/mountinfo", path)), self._root)
+        # Below a root that is no mount point, the kernel tells only of the mounts further down.
+        mount = self._mount_at(path, table) or max(
+            reversed(table.mounts.values()), key=lambda mount: len(mount.mount_point), default=None
+        )
+        if mount is None:
+            return Storage(path, "unknown")
+        with self._lock:
+            # The files below an overlay or a loop device are named as the machine sees them.
+            return replace(self._resolve(mount, self._machines(), 0), path=path)
+
+    def learn(self, path: str, storage: Storage) -> None:
+        """Take it from somebody who sees more of the machine which storage the mount under *path* is."""
+        with self._lock:
+            table = self._table("self")
+            mount = self._mount_of(os.path.abspath(path), table)  # noqa: PTH100 - resolves no links
+            if mount is None:
+                return
+            self._learned[mount.id, mount.number, mount.mount_point] = replace(
+                storage, path=mount.mount_point, mount_point=mount.mount_point, file_system=mount.file_system
+            )
+            for known in self._tables.values():
+                known.storages.clear()
+                known.paths.clear()
+
     # -- mount tables -------------------------------------------------------------------------------
+
+    def _machines(self) -> _Table:
+        """The mounts of the machine itself: of process 1, where that has others than we, who are in a container."""
+        link = f"{self._root}/proc/{{}}/ns/mnt"
+        try:
+            is_other = os.readlink(link.format(1)) != os.readlink(link.format("self"))  # noqa: PTH115
+        except OSError:  # not allowed to look: a service whose view was narrowed a little
+            is_other = False
+        return self._table("1" if is_other else "self", files=f"{self._root}/proc/1/root" if is_other else None)
 
     def _renew_lock(self) -> None:
         self._lock = threading.RLock()
@@ -156,7 +201,7 @@ class StorageMap:
             self._namespaces[pid] = (now, key)
         return key
 
-    def _table(self, key: str, *, fresh: bool = False) -> _Table:
+    def _table(self, key: str, *, fresh: bool = False, files: str | None = None) -> _Table:
         table = self._tables.get(key)
         now = time.monotonic()
         changed = key == "self" and self._changes.happened()
@@ -169,7 +214,7 @@ class StorageMap:
         if table is None or table.text != text:
             if len(self._tables) > 64:
                 self._tables.clear()
-            table = self._tables[key] = _Table(text)
+            table = self._tables[key] = _Table(text, self._root if files is None else files)
         table.read_at = now
         return table
 
@@ -188,7 +233,7 @@ class StorageMap:
             here = f"{at}/{part}"
             if links < _MAX_LINKS and mount.file_system not in ("autofs",) and _kind(mount) != "network":
                 try:
-                    target = os.readlink(self._root + here)  # noqa: PTH115
+                    target = os.readlink(table.files + here)  # noqa: PTH115
                 except OSError:
                     pass
                 else:
@@ -216,7 +261,8 @@ class StorageMap:
     def _of(self, mount: Mount, table: _Table, depth: int = 0) -> Storage:
         found = table.storages.get(mount.id)
         if found is None:
-            found = table.storages[mount.id] = self._resolve(mount, table, depth)
+            found = self._learned.get((mount.id, mount.number, mount.mount_point)) or self._resolve(mount, table, depth)
+            table.storages[mount.id] = found
         return found
 
     def _resolve(self, mount: Mount, table: _Table, depth: int) -> Storage:
@@ -290,7 +336,7 @@ class StorageMap:
             below = self._mount_of(folder, table)
             if below is None or below.id == mount.id or depth >= _MAX_DEPTH or _kind(below) == "network":
                 return storage
-            if not os.path.isdir(self._root + folder):  # noqa: PTH112
+            if not os.path.isdir(table.files + folder):  # noqa: PTH112
                 return storage
             lower.append(self._of(below, table, depth + 1))
         if not lower or lower[0].kind != "block" or {item.device for item in lower} != {lower[0].device}:
@@ -319,8 +365,9 @@ class _MountChanges:
 class _Table:
     """The mounts of one namespace, and what was found out about them."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, files: str) -> None:
         self.text = text
+        self.files = files  # where its paths are found: they begin below this folder
         self.read_at = 0.0
         self.mounts = {mount.id: mount for mount in map(parse_mount, text.splitlines()) if mount}
         self.paths: dict[str, Storage] = {}
@@ -358,6 +405,16 @@ def parse_mount(line: str) -> Mount | None:
     )
 
 
+def _covering(mountinfo: str, path: str) -> Iterator[str]:
+    """The lines of the mounts that a path is below of."""
+    with open(mountinfo, errors="surrogateescape") as lines:
+        for line in lines:
+            fields = line.split(" ", 5)
+            point = _unescape(fields[4]) if len(fields) == 6 else ""
+            if point == "/" or path == point or (point and path.startswith(point + "/")):
+                yield line
+
+
 def _kind(mount: Mount) -> str:
     file_system = mount.file_system
     if file_system in _NETWORK or file_system.startswith("fuse."):
@@ -375,7 +432,17 @@ def _unescape(text: str) -> str:
     return _ESCAPED.sub(lambda match: chr(int(match[1], 8)), text)
 
 
-def _zpool_devices(pool: str) -> list[str]:
+def zfs_pools(root: str = "/") -> list[str]:
+    """The ZFS pools of which this process sees a file system."""
+    try:
+        lines = Path(root, "proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return []
+    mounts = (mount for mount in map(parse_mount, lines) if mount and mount.file_system == "zfs")
+    return list(dict.fromkeys(mount.source.partition("/")[0] for mount in mounts))
+
+
+def zpool_devices(pool: str) -> list[str]:
     """Paths of a ZFS pool's devices, empty without the zpool command."""
     if not pool or shutil.which("zpool") is None:
         return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -56,6 +57,42 @@ def visible(gpus: Sequence[Listed], environment: Mapping[str, str]) -> list[Visi
         elif known.instances is not None:
             known.instances.append(instance)
     return [found[index] for index in sorted(found)]
+
+
+def visible_in_container(gpus: Sequence[Listed], environment: Mapping[str, str]) -> list[Visible]:
+    """The same from a list of the whole machine's GPUs, for a process that may be in a container.
+
+    A container's runtime gives it those of NVIDIA_VISIBLE_DEVICES, by UUID or by the machine's numbers;
+    CUDA_VISIBLE_DEVICES chooses among them, numbered anew. Outside of a container the former is not set.
+    """
+    given = environment.get("NVIDIA_VISIBLE_DEVICES", "")
+    entries = _given(given, gpus)
+    if not given or "all" in entries:
+        return visible(gpus, environment)
+    chosen = visible(gpus, {"CUDA_VISIBLE_DEVICES": ",".join(entries)})
+    inside = [
+        Listed(number, each.gpu.uuid, each.gpu.instances if each.instances is None else tuple(each.instances))
+        for number, each in enumerate(chosen)
+    ]
+    return visible(inside, environment)
+
+
+def _given(text: str, gpus: Sequence[Listed]) -> list[str]:
+    """NVIDIA_VISIBLE_DEVICES in CUDA's words: `nvidia.com/gpu=0` is 0, `0:1` an instance, a folder's files UUIDs."""
+    if text.startswith("/"):
+        try:
+            text = ",".join(os.listdir(text))  # noqa: PTH208
+        except OSError:
+            return ["none"]
+    entries = []
+    for entry in text.split(","):
+        name = entry.strip().rpartition("=")[2]
+        index, _, place = name.partition(":")
+        if index.isdigit() and place.isdigit():
+            instances = next((gpu.instances for gpu in gpus if gpu.index == int(index)), ())
+            name = instances[int(place)] if int(place) < len(instances) else "none"
+        entries.append(name)
+    return list(dict.fromkeys(entries))
 
 
 def _match(entry: str, gpus: Sequence[Listed]) -> tuple[Listed, str | None] | None:

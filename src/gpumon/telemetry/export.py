@@ -6,19 +6,21 @@ Nothing here is set as the global provider: an application may still set its own
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk.metrics.export import MetricsData
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 
+from gpumon.telemetry.leave_out import Exported, nobody, without
 from gpumon.telemetry.reader import Reader
 from gpumon.telemetry.sinks import Sink
 
@@ -66,6 +68,12 @@ class Outlet:
         self._queue_bytes = queue_bytes
         self._is_failing = False
         self._is_closed = False
+        self._has_delivered = False
+
+    @property
+    def is_delivering(self) -> bool:
+        """Whether the last metrics were taken."""
+        return self._has_delivered and not self._is_failing
 
     @property
     def kind(self) -> str:
@@ -94,18 +102,20 @@ class Outlet:
             self._is_failing = True
 
     def flush(self) -> bool:
-        """Write what is queued, each signal in its order; whether all of it was written.
+        """Write what is queued, each signal in its order; whether the sink took all that it was given.
 
         A receiver that takes nothing is asked once. A signal that is refused round after round while others
         are taken loses its oldest batch: it is that batch, or that signal, which is not wanted.
         """
-        is_taking = False
+        is_taking, is_refused = False, False
         for signal in list(self._order):
             while (batch := self._take(signal)) is not None:
                 if self._write(batch):
+                    self._has_delivered = self._has_delivered or signal == "metrics"
                     is_taking, self._refusals[signal] = True, 0
                     self._done(batch)
                     continue
+                is_refused = True
                 self._order.remove(signal)
                 self._order.append(signal)  # tried last from now on
                 self._refusals[signal] += is_taking
@@ -113,7 +123,7 @@ class Outlet:
                 if not is_taking:
                     return False
                 break
-        return self.is_empty
+        return not is_refused
 
     def close(self) -> None:
         """Close the sink; what is still queued is dropped, counted and said."""
@@ -161,6 +171,19 @@ class Outlet:
         self.dropped[batch.signal] += batch.items
 
 
+def _unseen() -> AbstractContextManager[Any]:
+    """Hides the requests that carry our own export from instrumentations, where there may be any.
+
+    An agent has none, and saves the memory: their package loads asyncio.
+    """
+    if "opentelemetry.instrumentation" not in sys.modules:
+        return nullcontext()
+    from opentelemetry.instrumentation.utils import suppress_instrumentation
+
+    hidden: AbstractContextManager[Any] = suppress_instrumentation()
+    return hidden
+
+
 class Sender:
     """Delivers an outlet in a thread of its own: a receiver that is slow or hangs holds up nothing else."""
 
@@ -182,7 +205,7 @@ class Sender:
         self._thread.join(max(0.0, timeout_s))
 
     def _run(self) -> None:
-        with suppress_instrumentation():  # of the requests that carry our own export
+        with _unseen():
             while True:
                 self._wake.wait()
                 self._wake.clear()
@@ -204,10 +227,12 @@ class Export:
     """Own providers over one or more outlets. `collect` and `flush` are called by one thread.
 
     A receiver over the network is served by a thread of its own; files are written in the caller's.
+    *exported* tells which series a receiver gets from somebody else; files hold all.
     """
 
-    def __init__(self, resource: Resource, outlets: Sequence[Outlet]) -> None:
+    def __init__(self, resource: Resource, outlets: Sequence[Outlet], exported: Exported = nobody) -> None:
         self._outlets = list(outlets)
+        self._exported = exported
         self._senders = {outlet.kind: Sender(outlet) for outlet in outlets if outlet.kind == "otlp"}
         self._readers = {id(outlet.reader): outlet.reader for outlet in outlets}
         self._spans, self._logs = _SpanBuffer(), _LogBuffer()
@@ -257,7 +282,10 @@ class Export:
             key = id(outlet.reader)
             if key not in data:
                 data[key] = outlet.reader.read()
-            if (points := data[key]) is not None and (count := count_points(points)):
+            points = data[key]
+            if points is not None and outlet.kind == "otlp" and (is_exported := self._exported()) is not None:
+                points = without(points, is_exported)
+            if points is not None and (count := count_points(points)):
                 outlet.add("metrics", points, count)
 
     def flush(self) -> None:

@@ -20,6 +20,7 @@ from opentelemetry.sdk.metrics.export import MetricReader
 
 from gpumon.buckets import Buckets
 from gpumon.metrics import CATALOGUE, SCHEMA_URL, SCOPE, Attributes, Metric
+from gpumon.telemetry.leave_out import Exported, nobody
 from gpumon.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class Hub:
 
     def __init__(self) -> None:
         self.attributes: Attributes = {}
+        self.exported: Exported = nobody
         self._source: Source | None = None
         self._pid = os.getpid()
         self._providers: weakref.WeakSet[MeterProvider] = weakref.WeakSet()
@@ -46,7 +48,7 @@ class Hub:
         self._source, self._pid = source, os.getpid()
 
     def detach(self) -> None:
-        self._source, self.attributes = None, {}
+        self._source, self.attributes, self.exported = None, {}, nobody
 
     def values(self, metric: Metric, reader: int) -> Iterable[tuple[float, Attributes]]:
         """Of every series of *metric* now; nothing where nobody is attached, and in a forked child.
@@ -77,7 +79,10 @@ class Hub:
 
     def _callback(self, metric: Metric) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def observe(_: CallbackOptions) -> Iterable[Observation]:
-            values = self.values(metric, _reader())
+            reader = _reader()
+            values = self.values(metric, id(reader) if reader is not None else threading.get_ident())
+            if (is_exported := self.exported()) is not None and _sends_otlp(reader):
+                values = [(value, at) for value, at in values if not is_exported(metric.name, at)]
             return [Observation(value, {**attributes, **self.attributes}) for value, attributes in values]
 
         return observe
@@ -97,8 +102,8 @@ def _create(meter: Meter, metric: Metric) -> Callable[..., Any]:
 _COLLECT = getattr(MetricReader.collect, "__code__", None)
 
 
-def _reader() -> int:
-    """A number for the metric reader that collects now; each has a window of its own for gauges.
+def _reader() -> MetricReader | None:
+    """The metric reader that collects now; each has a window of its own for gauges.
 
     A callback is not told who asks, and a thread says too little: a periodic reader collects in its own
     thread, but in the main thread when it is flushed or at the exit; a scrape comes from any thread.
@@ -107,5 +112,12 @@ def _reader() -> int:
     while frame.f_back is not None:
         frame = frame.f_back
         if frame.f_code is _COLLECT:
-            return id(frame.f_locals["self"])
-    return threading.get_ident()
+            reader: MetricReader = frame.f_locals["self"]
+            return reader
+    return None
+
+
+def _sends_otlp(reader: MetricReader | None) -> bool:
+    """Whether an application's reader hands what it collects to one of OpenTelemetry's OTLP exporters."""
+    exporter = getattr(reader, "_exporter", None)  # it has no public name
+    return type(exporter).__module__.startswith("opentelemetry.exporter.otlp.")

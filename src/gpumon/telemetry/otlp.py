@@ -35,32 +35,32 @@ _CLASSES = {
 _RECONNECT = (("grpc.initial_reconnect_backoff_ms", 500), ("grpc.max_reconnect_backoff_ms", 1000))
 """A channel waits up to two minutes before it tries to connect again: a receiver that is back is not seen for that
 long, by new channels neither. Our own exports come once a second at most."""
-_FILES = ("CERTIFICATE", "CLIENT_KEY", "CLIENT_CERTIFICATE")
+FILES = ("CERTIFICATE", "CLIENT_KEY", "CLIENT_CERTIFICATE")
 
 
 def named(endpoint: str | None) -> bool:
     """Whether an OTLP receiver was named, by argument or by `OTEL_EXPORTER_OTLP_*ENDPOINT`."""
-    return bool(endpoint) or any(_setting(signal, "ENDPOINT") for signal in _CLASSES)
+    return bool(endpoint) or any(setting(signal, "ENDPOINT") for signal in _CLASSES)
 
 
 def place(endpoint: str | None) -> str:
     """The receiver's address, for messages: one for all signals, or one for each."""
-    places = [_endpoint(signal, endpoint) for signal in _CLASSES]
+    places = [endpoint_of(signal, endpoint) for signal in _CLASSES]
     return " and ".join(dict.fromkeys(places))
 
 
 def exporter(signal: str, endpoint: str | None) -> Any:
     """The exporter of *signal*; a setting that makes no sense is a warning, and its default holds."""
-    protocol = _protocol(signal)
+    protocol = protocol_of(signal)
     module, name = _CLASSES[signal]
     kind = "grpc" if protocol == "grpc" else "http"
     create = getattr(importlib.import_module(f"opentelemetry.exporter.otlp.proto.{kind}.{module}"), name)
-    files = _files(signal)
+    files = files_of(signal)
     settings = _grpc(signal, endpoint, files) if kind == "grpc" else _http(signal, endpoint, files)
-    return create(timeout=_timeout(signal), **settings)
+    return create(timeout=timeout_of(signal), **settings)
 
 
-def _setting(signal: str, name: str) -> str | None:
+def setting(signal: str, name: str) -> str | None:
     """`OTEL_EXPORTER_OTLP_<SIGNAL>_<NAME>`, else `OTEL_EXPORTER_OTLP_<NAME>`; empty is not set."""
     return os.environ.get(_variable(signal, name)) or None
 
@@ -71,41 +71,41 @@ def _variable(signal: str, name: str) -> str:
     return own if os.environ.get(own) else f"OTEL_EXPORTER_OTLP_{name}"
 
 
-def _protocol(signal: str) -> str:
-    protocol = (_setting(signal, "PROTOCOL") or PROTOCOLS[0]).strip().lower()
+def protocol_of(signal: str) -> str:
+    protocol = (setting(signal, "PROTOCOL") or PROTOCOLS[0]).strip().lower()
     if protocol in PROTOCOLS:
         return protocol
     _ignored(signal, "PROTOCOL", f"expected {' or '.join(PROTOCOLS)}; {PROTOCOLS[0]} is used")
     return PROTOCOLS[0]
 
 
-def _endpoint(signal: str, given: str | None) -> str:
-    is_grpc = (_setting(signal, "PROTOCOL") or "").strip().lower() == "grpc"
-    return given or _setting(signal, "ENDPOINT") or f"http://localhost:{4317 if is_grpc else 4318}"
+def endpoint_of(signal: str, given: str | None) -> str:
+    is_grpc = (setting(signal, "PROTOCOL") or "").strip().lower() == "grpc"
+    return given or setting(signal, "ENDPOINT") or f"http://localhost:{4317 if is_grpc else 4318}"
 
 
-def _timeout(signal: str) -> float:
-    text = _setting(signal, "TIMEOUT")
+def timeout_of(signal: str, default: float = TIMEOUT_S) -> float:
+    text = setting(signal, "TIMEOUT")
     try:
-        return float(text) if text else TIMEOUT_S
+        return float(text) if text else default
     except ValueError:
-        _ignored(signal, "TIMEOUT", f"expected seconds; {TIMEOUT_S:g} is used")
-        return TIMEOUT_S
+        _ignored(signal, "TIMEOUT", f"expected seconds; {default:g} is used")
+        return default
 
 
-def _compression(signal: str, known: tuple[str, ...]) -> str:
-    compression = (_setting(signal, "COMPRESSION") or "none").strip().lower()
+def compression_of(signal: str, known: tuple[str, ...]) -> str:
+    compression = (setting(signal, "COMPRESSION") or "none").strip().lower()
     if compression in known:
         return compression
     _ignored(signal, "COMPRESSION", f"expected {' or '.join(known)}; none is used")
     return "none"
 
 
-def _files(signal: str) -> dict[str, Path | None]:
-    files = {name: _file(signal, name) for name in _FILES}
+def files_of(signal: str) -> dict[str, Path | None]:
+    files = {name: _file(signal, name) for name in FILES}
     # Over http both may be in one file. Over grpc half a pair is the end of the process: grpc aborts it.
     for half, other in (("CLIENT_KEY", "CLIENT_CERTIFICATE"), ("CLIENT_CERTIFICATE", "CLIENT_KEY")):
-        is_one_file = half == "CLIENT_CERTIFICATE" and _protocol(signal) != "grpc"
+        is_one_file = half == "CLIENT_CERTIFICATE" and protocol_of(signal) != "grpc"
         if files[half] and not files[other] and not is_one_file:
             _ignored(signal, half, f"there is no {_variable(signal, other)} with it")
             files[half] = None
@@ -113,7 +113,7 @@ def _files(signal: str) -> dict[str, Path | None]:
 
 
 def _file(signal: str, name: str) -> Path | None:
-    text = _setting(signal, name)
+    text = setting(signal, name)
     if text is None or os.access(text, os.R_OK):
         return Path(text) if text else None
     _ignored(signal, name, "the file cannot be read")
@@ -121,7 +121,7 @@ def _file(signal: str, name: str) -> Path | None:
 
 
 def _ignored(signal: str, name: str, why: str) -> None:
-    _warn(_variable(signal, name), _setting(signal, name), why)
+    _warn(_variable(signal, name), setting(signal, name), why)
 
 
 @lru_cache  # one warning, though three signals ask
@@ -136,14 +136,20 @@ def _http(signal: str, endpoint: str | None, files: dict[str, Path | None]) -> d
     given["client_certificate_file"] = "CLIENT_CERTIFICATE"
     settings: dict[str, Any] = {argument: str(files[name]) for argument, name in given.items() if files[name]}
     if files["CERTIFICATE"] and not any(name.endswith("_CREDENTIAL_PROVIDER") for name in os.environ):
-        settings["session"] = _session(str(files["CERTIFICATE"]))
-    settings["compression"] = Compression(_compression(signal, ("gzip", "deflate", "none")))
+        settings["session"] = session_with(str(files["CERTIFICATE"]))
+    settings["compression"] = Compression(compression_of(signal, ("gzip", "deflate", "none")))
     if endpoint:  # an endpoint given in code is the full address of one signal
         settings["endpoint"] = f"{endpoint.rstrip('/')}/v1/{signal}"
     return settings
 
 
-def _session(authorities: str) -> Any:
+def is_insecure(signal: str, target: str) -> bool:
+    """Whether *target* is spoken to over grpc without TLS."""
+    scheme = urlsplit(target).scheme
+    return scheme == "http" or (scheme != "https" and (setting(signal, "INSECURE") or "").lower() == "true")
+
+
+def session_with(authorities: str) -> Any:
     """A session that trusts *authorities*: `requests` would let its own variables go before that."""
     requests: Any = importlib.import_module("requests")  # it has no types
     session = requests.Session()
@@ -156,10 +162,9 @@ def _session(authorities: str) -> Any:
 
 def _grpc(signal: str, endpoint: str | None, files: dict[str, Path | None]) -> dict[str, Any]:
     grpc: Any = importlib.import_module("grpc")  # it has no types
-    target = _endpoint(signal, endpoint)
-    scheme = urlsplit(target).scheme
-    insecure = scheme == "http" or (scheme != "https" and (_setting(signal, "INSECURE") or "").lower() == "true")
-    gzip = _compression(signal, ("gzip", "none")) == "gzip"
+    target = endpoint_of(signal, endpoint)
+    insecure = is_insecure(signal, target)
+    gzip = compression_of(signal, ("gzip", "none")) == "gzip"
     settings: dict[str, Any] = {
         "endpoint": target,
         "insecure": insecure,

@@ -33,16 +33,17 @@ from pathlib import Path
 from typing import Any
 
 from opentelemetry import _logs, metrics, trace
-from opentelemetry.sdk import _logs as sdk_logs
 
 from gpumon import metrics as m
 from gpumon.config import Config
 from gpumon.metrics import Attributes
 from gpumon.telemetry import otlp
+from gpumon.telemetry.events import emit
 from gpumon.telemetry.export import SIGNALS, Export, Outlet
 from gpumon.telemetry.files import RunFiles
 from gpumon.telemetry.histograms import SdkHistograms
 from gpumon.telemetry.instruments import HUB, HistogramSource
+from gpumon.telemetry.leave_out import Exported, nobody
 from gpumon.telemetry.reader import Reader, deltas_are_preferred
 from gpumon.telemetry.resource import identity, job_id, ranks, resource, service_name
 from gpumon.telemetry.run_json import join_run, leave_run, new_run_id, run_name, shared_run_name
@@ -61,9 +62,6 @@ DELIVERY_S = 1.8
 
 TAKEN_OVER = "The application set OpenTelemetry providers of its own while it ran: they get the signals since."
 
-_LogRecord: Any = getattr(sdk_logs, "LogRecord", _logs.LogRecord)
-"""Exporters of an SDK before 1.39 take records of the SDK's own only, and ask them for the resource."""
-
 Destinations = list[tuple[trace.Tracer, Attributes]]
 
 
@@ -81,13 +79,17 @@ class Output:
         *,
         histograms: HistogramSource,
         before_collect: Callable[[], None],
+        exported: Exported = nobody,
         tracer_provider: Any = None,
         meter_provider: Any = None,
         logger_provider: Any = None,
     ) -> Output:
-        """Decide, and create the instruments; writes nothing yet and starts no thread."""
+        """Decide, and create the instruments; writes nothing yet and starts no thread.
+
+        *exported* tells which series OTLP receivers get from the node's agent, and so not from here.
+        """
         given = {"traces": tracer_provider, "metrics": meter_provider, "logs": logger_provider}
-        return cls(config, histograms, before_collect, given)
+        return cls(config, histograms, before_collect, given, exported)
 
     def __init__(
         self,
@@ -95,6 +97,7 @@ class Output:
         histograms: HistogramSource,
         before_collect: Callable[[], None],
         given: dict[str, Any],
+        exported: Exported = nobody,
     ) -> None:
         self.service = service_name(config.service_name)
         self.is_disabled = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
@@ -109,19 +112,20 @@ class Output:
         self._before_collect = before_collect
         self._given = given
         self._applications = _Applications(given, histograms) if not self.is_disabled else None
-        self._ours = {signal for signal in SIGNALS if _is_wanted(signal)}
+        self._ours = {signal for signal in SIGNALS if is_wanted(signal)}
         self._own: Export | None = None
         self._own_tracer: trace.Tracer | None = None
         self._opening = threading.Lock()
         self._has_failed = False
         self._deadline = 0.0  # of the delivery at the exit
         self._began = time.monotonic()
-        self._interval_s = _interval_from_environment()
+        self._interval_s = interval_from_environment()
         self._wake = threading.Event()
         self._closing = False
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name="gpumon-export", daemon=True)
         HUB.attributes = identity(self.run_id)
+        HUB.exported = self._exported = exported
 
     # -- for the instrumentor -------------------------------------------------------------------------
 
@@ -183,19 +187,8 @@ class Output:
             targets.append((self._applications.logger, HUB.attributes))
         if self._is_ours("logs") and (own := self._begin_own()) is not None:
             targets.append((_logger(own.logger_provider), {}))
-        severity = _logs.SeverityNumber.WARN if is_warning else _logs.SeverityNumber.INFO
         for target, extra in targets:
-            with suppress(TypeError):
-                record = _LogRecord(
-                    timestamp=time_ns or time.time_ns(),
-                    severity_number=severity,
-                    body=body,
-                    attributes={**(attributes or {}), **extra},
-                    event_name=name,
-                )
-                if _LogRecord is not _logs.LogRecord and hasattr(target, "resource"):
-                    record.resource = target.resource
-                target.emit(record)
+            emit(target, name, body, {**(attributes or {}), **extra}, time_ns=time_ns, is_warning=is_warning)
 
     def exemplify(self, span: trace.Span, values: Sequence[tuple[m.Metric, Attributes, float]], time_ns: int) -> None:
         """Note *values* of our histograms with the span that shows where they come from: that of a kept step."""
@@ -262,7 +255,8 @@ class Output:
         described = resource(self.service, self.run_id)
         cumulative = Reader(HUB.values, self._source, described)
         deltas = Reader(HUB.values, self._source, described, for_otlp=True) if deltas_are_preferred() else cumulative
-        own = Export(described, [Outlet(sink, deltas if sink.kind == "otlp" else cumulative) for sink in sinks])
+        outlets = [Outlet(sink, deltas if sink.kind == "otlp" else cumulative) for sink in sinks]
+        own = Export(described, outlets, self._exported)
         self._own_tracer = own.tracer_provider.get_tracer(m.SCOPE, __version__, m.SCHEMA_URL)
         return own
 
@@ -387,11 +381,11 @@ def _plan(config: Config, service: str) -> tuple[str, Path]:
     return run_id, Path.cwd() / RUNS / name
 
 
-def _is_wanted(signal: str) -> bool:
+def is_wanted(signal: str) -> bool:
     return os.environ.get(f"OTEL_{signal.upper()}_EXPORTER", "").strip().lower() != "none"
 
 
-def _interval_from_environment() -> float | None:
+def interval_from_environment() -> float | None:
     text = os.environ.get("OTEL_METRIC_EXPORT_INTERVAL", "").strip()
     try:
         return max(0.1, float(text) / 1000) if text else None

@@ -18,6 +18,8 @@ JOB_ID_VARIABLES = (
     "KUBEFLOW_TRAINING_JOB_ID",
     "SLURM_JOB_ID",
 )
+_HOST_IDS = ("/etc/machine-id", "/var/lib/dbus/machine-id")
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"  # the kernel's, so the same in all of a machine's containers
 _RANK_VARIABLES = {
     "gpumon.rank": ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK"),
     "gpumon.local_rank": ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK"),
@@ -83,21 +85,29 @@ def resource(service: str, run_id: str) -> Resource:
     attributes: dict[str, Any] = {
         "service.name": service,
         "service.instance.id": str(uuid.uuid4()),
-        "host.name": os.uname().nodename,
         "process.pid": os.getpid(),
+        **host_attributes(),
         **ranks(),
         **identity(run_id),
     }
-    if host_id := _host_id():
-        attributes["host.id"] = host_id
     try:
         return Resource.create(attributes)
     except RuntimeError:  # a process shorter than a second: at its exit the detectors' threads cannot start
         return OTELResourceDetector().detect().merge(Resource(attributes))
 
 
-def _host_id() -> str | None:
-    for path in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
+def host_attributes() -> dict[str, Any]:
+    """`host.*`, and `gpumon.node.id`, which a process in a container shares with the machine that it is on."""
+    attributes = {"host.name": os.uname().nodename}
+    if host_id := _first_line(*_HOST_IDS):
+        attributes["host.id"] = host_id
+    if node_id := os.environ.get("GPUMON_NODE_ID") or _first_line(_BOOT_ID):
+        attributes["gpumon.node.id"] = node_id
+    return attributes
+
+
+def _first_line(*files: str) -> str | None:
+    for path in files:
         try:
             if text := Path(path).read_text().strip():
                 return text

@@ -17,7 +17,7 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -132,6 +132,16 @@ def leave_run(directory: Path, note: str | None = None) -> None:
             run["ended"] = now()
 
 
+def writers(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The processes that may still write to the run of this `run.json`, as it names them; [] once it is over.
+
+    One of another host, where nobody here can look, is among them until it says that it has ended.
+    """
+    if run.get("ended"):
+        return []
+    return [each for each in [*run.get("processes", []), *filter(None, [run.get("launcher")])] if _is_alive(each)]
+
+
 def now() -> str:
     """RFC 3339, UTC, milliseconds."""
     return _rfc3339(time.time())
@@ -182,7 +192,7 @@ def _is_over(run: dict[str, Any]) -> bool:
     return bool(everyone) and not any(_is_alive(process) for process in everyone)
 
 
-def _is_alive(process: dict[str, Any]) -> bool:
+def _is_alive(process: Mapping[str, Any]) -> bool:
     if process.get("ended"):
         return False
     if process["host"] != os.uname().nodename:
