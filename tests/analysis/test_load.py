@@ -7,6 +7,7 @@ import pytest
 
 from gpumon import metrics as m
 from gpumon.analysis.load import Loader, load, newest_run, recorded_runs
+from gpumon.analysis.report import build_report
 from gpumon.errors import RunError
 from recorded import START_S, Recorder, Training, metrics_line, record, span, spans_line, step_spans, write_run
 
@@ -254,3 +255,33 @@ def test_a_file_that_was_replaced_is_read_from_its_start(tmp_path):
         shutil.copy(recorder.metrics, tmp_path / "kept")
         recorder.metrics.write_text(metrics_line(START_S + 9, [(m.STEP_COUNT, 1, {m.STAGE: "train"})]))
         assert loader.refresh() == 1
+
+
+def test_one_run_of_a_file_that_holds_several(tmp_path):
+    """A Collector's file goes on from run to run: the newest is reported on, others by their id."""
+    file = tmp_path / "otlp.jsonl"
+    runs = {"aaaa1111" * 4: 100.0, "aaaa2222" * 4: 900.0}
+    lines = []
+    for number, (run_id, begin_s) in enumerate(runs.items(), 1):
+        steps = [(m.STEP_COUNT, 30 * number, {m.STAGE: "train"}), (m.STEP_TIME, 15.0 * number, {m.STAGE: "train"})]
+        for second in range(20):
+            at_s = START_S + begin_s + second
+            lines.append(metrics_line(at_s, steps, run_id=run_id, instance=f"i{number}"))
+    agent = [(m.DISK_UTILIZATION, 0.5, {m.SYSTEM_DEVICE: "sda"})]
+    lines.append(metrics_line(START_S + 950.0, agent, run_id="", instance="agent"))
+    file.write_text("".join(lines))
+
+    newest = build_report(file)
+    assert newest.run["id"] == "aaaa2222" * 4
+    assert newest.steps.count == 60
+    assert [each for each in newest.missing if "it holds 2 runs" in each["reason"]]
+
+    other = build_report(f"{file}?run=aaaa1111")
+    assert other.run["id"] == "aaaa1111" * 4
+    assert other.steps.count == 30
+    assert not [each for each in other.missing if "it holds 2 runs" in each["reason"]]
+
+    with pytest.raises(RunError, match="'aaaa' begins the id of 2 runs"):
+        build_report(f"{file}?run=aaaa")
+    with pytest.raises(RunError, match=r"no run 'bbbb' in .*; there are: aaaa2222.*, aaaa1111"):
+        build_report(f"{file}?run=bbbb")

@@ -7,11 +7,13 @@ from itertools import pairwise
 import pytest
 
 import clickhouse_oracle
+from compare_rows import assert_same_rows
 from gpumon import metrics as m
 from gpumon.analysis.load import load
+from gpumon.analysis.rows import query
 from gpumon.analysis.views import VIEWS, text
 from gpumon.metrics import DURATION_BOUNDS
-from recorded import RUN_ID, START_S, Disk, Gpu, Recorder, Training, record, step_spans
+from recorded import RUN_ID, START_S, Disk, Gpu, Recorder, Training, record, record_everything, step_spans
 
 TRAIN = {m.STAGE: "train"}
 
@@ -57,6 +59,19 @@ def test_points_have_their_identity_as_columns(tmp_path):
         ("system.disk.io", "counter", "sda", "read", "", 5.0, 1.0),
         ("system.memory.usage", "gauge", "", "used", "", 7.0, 1.0),
     ]
+
+
+def test_a_point_that_ends_its_series_is_no_reading(tmp_path):
+    """A Collector that scrapes writes 0 with a flag when a series is gone."""
+    recorder = Recorder(tmp_path)
+    recorder.at_s += 1
+    recorder.write([(m.CPU_BUSIEST, 0.5, {})])
+    recorder.at_s += 1
+    recorder.write([(m.CPU_BUSIEST, 0.0, {})])
+    first, last = recorder.metrics.read_text().splitlines()
+    recorder.metrics.write_text(first + "\n" + last.replace('"asDouble"', '"flags":1,"asDouble"') + "\n")
+
+    assert rows(load(tmp_path), "stg_points", ("value", "at_s")) == [(0.5, 1.0)]
 
 
 def test_counters_that_ran_before_have_no_first_change(tmp_path):
@@ -308,37 +323,10 @@ def test_every_view_says_what_a_row_is(view):
 
 def test_clickhouse_gives_the_same_rows(tmp_path):
     """One SQL text, two engines: every view, every row, every column."""
-    run = varied(tmp_path / "run")
-    Recorder(tmp_path / "run", rank=1, instance="instance-1").window(
-        Training(workers=0, accounts={("blocked.other", "futex"): 1.0})
-    )
-    run = load(tmp_path / "run")
+    run = load(record_everything(tmp_path))
     theirs = clickhouse_oracle.run_views(run.connection, VIEWS)
     for view in VIEWS:
-        result = run.connection.execute(f"select * from {view}")
-        names = [column[0] for column in result.description]
-        ours = [dict(zip(names, row, strict=True)) for row in result.fetchall()]
-        assert len(ours) == len(theirs[view]), view
-        for mine, other in zip(sorted(ours, key=_key), sorted(theirs[view], key=_key), strict=True):
-            assert mine.keys() == other.keys(), view
-            for name in names:
-                assert _same(mine[name], other[name]), (view, name, mine, other)
-        if view not in ("gpumon_disk_health", "gpumon_limits"):
-            assert ours, f"{view} is not tested: it is empty"
+        ours = query(run.connection.execute, f"select * from {view}")
+        assert ours, f"{view} is not tested: it is empty"
+        assert_same_rows(ours, theirs[view], view)
     assert {row["run_id"] for row in theirs["gpumon_windows"]} == {RUN_ID}
-
-
-def _key(row):
-    """Text, then numbers to few digits: engines may differ in the last one."""
-    known = [(name, value) for name, value in sorted(row.items()) if value is not None and not isinstance(value, list)]
-    return repr([(n, v) for n, v in known if isinstance(v, str)]), repr(
-        [(n, round(float(v), 3)) for n, v in known if not isinstance(v, str)]
-    )
-
-
-def _same(mine, other):
-    if isinstance(mine, list):
-        return len(mine) == len(other) and all(_same(*pair) for pair in zip(mine, other, strict=True))
-    if isinstance(mine, int | float) and other is not None:
-        return math.isclose(mine, float(other), rel_tol=1e-9, abs_tol=1e-6)
-    return mine == other

@@ -7,6 +7,7 @@ from typing import Any
 from gpumon.analysis.gather import Gathered
 from gpumon.analysis.gpus import core_temperature
 from gpumon.analysis.rows import Series, When
+from gpumon.rules.disk_health import STATES
 
 BUSY_DISK = 0.01
 """Disks that hold no data set and were never busier than this are left out."""
@@ -15,7 +16,7 @@ BUSY_DISK = 0.01
 def devices_of(gathered: Gathered) -> list[dict[str, Any]]:
     """Disks (those of the data set first), other storage of the data set, GPUs, the CPU."""
     disks = [_disk(name, gathered) for name in gathered.evidence.disks]
-    shown = [disk for disk in disks if disk["holds_dataset"] or _is_busy(disk)]
+    shown = [disk for disk in disks if disk["holds_dataset"] or disk.get("health", "ok") != "ok" or _is_busy(disk)]
     shown.sort(key=lambda disk: (not disk["holds_dataset"], -_mean(disk, "utilization"), disk["id"]))
     return [*shown, *_other_storage(gathered), *_gpus(gathered), *_cpu(gathered)]
 
@@ -32,6 +33,7 @@ def _disk(name: str, gathered: Gathered) -> dict[str, Any]:
         "file_system": disk.file_system,
         "mount_point": disk.mount_point,
         "disks": info["parents"].split(",") if info.get("parents") else None,
+        **_health(name, info, gathered),
     }
     await_s = devices.ratio("system.disk.operation_time", "system.disk.operations", name, "read")
     gauge = devices.get("gpumon.disk.await", name, "read")
@@ -40,6 +42,9 @@ def _disk(name: str, gathered: Gathered) -> dict[str, Any]:
         found["await_s"] = {"mean": mean, "peak": _peak(gauge, mean)}
     if disk.baseline is not None:
         found["unloaded_await_s"] = disk.baseline[0]
+    if disk.ceiling is not None:
+        found["read_ceiling_bytes_per_s"] = disk.ceiling.bytes_per_s
+        found["read_ceiling_pattern"] = f"{disk.ceiling.pattern}, {disk.ceiling.parallel} at a time"
     for key, series in (
         ("read_bytes_per_s", devices.get("system.disk.io", name, "read")),
         ("write_bytes_per_s", devices.get("system.disk.io", name, "write")),
@@ -49,6 +54,21 @@ def _disk(name: str, gathered: Gathered) -> dict[str, Any]:
         if (reading := _reading(series, lengths)) is not None and (reading["peak"] or not key.startswith("write")):
             found[key] = reading
     return {key: value for key, value in found.items() if value is not None}
+
+
+def _health(name: str, info: dict[str, Any], gathered: Gathered) -> dict[str, Any]:
+    """What the physical disks behind a block device say of themselves: the worst state, the highest temperature."""
+    layers = {name, *(info.get("parents") or "").split(",")}
+    drives = [drive for drive in gathered.evidence.drives if layers & set(drive.devices)]
+    found: dict[str, Any] = {
+        "health": max((drive.state for drive in drives if drive.state), key=STATES.index, default=None)
+    }
+    found["holds_checkpoints"] = True if info.get("holds_checkpoints") else None
+    heats = [gathered.devices.get("hw.temperature", drive.id) for drive in drives]
+    readings = [reading for heat in heats if (reading := _reading(heat, gathered.lengths)) is not None]
+    if readings:
+        found["temperature_celsius"] = max(readings, key=lambda reading: reading["peak"])
+    return found
 
 
 def _other_storage(gathered: Gathered) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 from gpumon.analysis.rows import Devices, Execute, When, query
 from gpumon.rules import thresholds as limit
 from gpumon.rules.causes import GROUPS
+from gpumon.rules.ceilings import Ceiling, fitting, one_at_a_time_s
 from gpumon.rules.evidence import Disk
 
 SHORTEST_WINDOW_S = 0.5
@@ -58,6 +59,7 @@ class Disks:
         data: dict[str, Any] = next((row for row in self.datasets if row["device"] == name), {})
         reads, writes = devices.get("system.disk.io", name, "read"), devices.get("system.disk.io", name, "write")
         read_time = devices.get("system.disk.operation_time", name, "read")
+        ceilings = self._ceilings(name)
         # A counter that ran before gpumon has no change in its first window: nothing is held against that one.
         known = set(reads.deltas) & only
         return Disk(
@@ -83,7 +85,26 @@ class Disks:
             unloaded_queue=devices.get("gpumon.disk.unloaded.queue", name).last or 0.0,
             quiet_s=self._quiet(name),
             limits=self.limits.get(name, ()),
+            ceiling=fitting(ceilings, self._readers(), self._request_bytes(name, only)),
+            benched_s=one_at_a_time_s(ceilings),
         )
+
+    def _ceilings(self, name: str) -> list[Ceiling]:
+        """What `gpumon bench` got from it, as this host knew it last."""
+        found = []
+        for (device, part, _), series in self.devices.each("gpumon.disk.ceiling.io"):
+            operations = self.devices.get("gpumon.disk.ceiling.operations", device, part).last
+            pattern, _, parallel = part.partition(".")
+            if device == name and series.last and operations and parallel.isdigit():
+                found.append(Ceiling(pattern, int(parallel), series.last, operations))
+        return found
+
+    def _readers(self) -> int | None:
+        workers = self.devices.get("gpumon.loader.workers").last
+        return None if workers is None else max(1, round(workers))
+
+    def _request_bytes(self, name: str, only: set[When]) -> float | None:
+        return self.devices.ratio("system.disk.io", "system.disk.operations", name, "read", only)
 
     def _await(self, name: str, only: set[When]) -> float | None:
         """Mean time of a read: by the counters, else by the gauge."""
@@ -139,7 +160,7 @@ def read_bytes(execute: Execute, instances: set[str]) -> ReadBytes:
 
 def disk_infos(execute: Execute) -> dict[str, dict[str, Any]]:
     """What is known of the disks, by name."""
-    columns = ("model", "type", "holds_dataset", "parents", "mount_point", "file_system")
+    columns = ("model", "type", "holds_dataset", "holds_checkpoints", "parents", "mount_point", "file_system")
     chosen = ", ".join(f"max({column}) as {column}" for column in columns)
     rows = query(execute, f"select device, {chosen} from gpumon_disks group by device")
     return {row["device"]: row for row in rows if row["device"]}

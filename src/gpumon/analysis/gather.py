@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpumon.analysis.disks import Disks, ReadBytes, disk_infos, disk_limits, read_bytes
+from gpumon.analysis.drives import drives_of
 from gpumon.analysis.gpus import busy_of, gpus_of
 from gpumon.analysis.rows import (
     Devices,
@@ -92,6 +93,7 @@ def gather(execute: Execute, run_s: float, begin_s: float) -> Gathered:
     begins = [end - lasting.get((name, end), 0.0) for name, end in meanwhile]
     evidence = Evidence(
         run_s=run_s,
+        drives=drives_of(execute, disks.infos),
         steps=steps,
         fetches=fetches,
         disks=disks.evidence(),

@@ -21,6 +21,8 @@ from typing import IO, Any
 
 import duckdb
 
+from gpumon.analysis.one_run import keep_one, split
+from gpumon.analysis.source import Execute
 from gpumon.analysis.views import create_views, hold_rows
 from gpumon.errors import RunError
 from gpumon.telemetry.run_json import read_run
@@ -36,6 +38,7 @@ _FILE = re.compile(
     r"(?P<stem>(?:traces|metrics|logs)\.\d+\.\d+)(?:\.(?P<number>\d+))?\.jsonl(?P<packed>\.gz)?|(?P<other>.+)\.jsonl(\.gz)?"
 )
 """A file of gpumon's, live or closed as a segment; or any other file of lines."""
+_LAST = 10**9
 _SIGNALS = ("resourceMetrics", "resourceSpans", "resourceLogs")
 
 
@@ -74,8 +77,15 @@ class Run:
     """`run.json`; empty for a single file."""
     damaged: dict[str, Damage] = field(default_factory=dict)
     lines: int = 0
+    note: str = ""
+    """What is to be said of it: that it is one of several."""
     directory: tempfile.TemporaryDirectory[str] | None = None
     """What does not fit into memory; goes with the run."""
+
+    @property
+    def execute(self) -> Execute:
+        execute: Execute = self.connection.execute
+        return execute
 
 
 def load(path: str | os.PathLike[str] | None = None) -> Run:
@@ -93,6 +103,10 @@ class Loader:
     """Reads a run, again and again while it grows."""
 
     def __init__(self, path: Path) -> None:
+        self._wanted: str | None = None
+        if not path.exists():
+            file, self._wanted = split(str(path))
+            path = Path(file)
         check(path)
         try:
             self._directory = tempfile.TemporaryDirectory(prefix="gpumon-")
@@ -135,6 +149,8 @@ class Loader:
             self._read(path, place)
         if not self.run.lines and self.run.damaged and not self.run.info:
             raise RunError(f"no OTLP lines in '{path}': {_first_damage(self.run.damaged)}")
+        if not path.is_dir() and self.run.lines > before:
+            self.run.note = keep_one(self.run.connection.execute, self._wanted, str(path))
         if self.run.lines > before or not self._holds_rows:
             hold_rows(self.run.connection.execute, again=self._holds_rows)
             self._holds_rows = True
@@ -247,6 +263,39 @@ class Loader:
             self.run.damaged[name] = Damage(line)
 
 
+def whole_lines(run: Path) -> Iterator[tuple[str, int, bytes]]:
+    """(file, number, text) of every whole line of a run; each process' in the order of its writing.
+
+    Raises:
+        RunError: there is no run, or a file cannot be read.
+    """
+    check(run)
+    for path in _files(run):
+        number = 0
+        try:
+            with _opened(path) as file:
+                for text in file:
+                    number += 1
+                    if text.endswith(b"\n"):
+                        yield path.name, number, text
+        except FileNotFoundError:
+            continue  # dropped meanwhile, to keep the run within its size
+        except (EOFError, zlib.error, gzip.BadGzipFile):
+            yield path.name, number + 1, b"{"  # damaged from here on
+        except OSError as error:
+            raise RunError(f"cannot read '{path}': {error.strerror or error}") from error
+
+
+def _files(run: Path) -> Iterator[Path]:
+    if not run.is_dir():
+        yield run
+        return
+    for stem in _stems(run):
+        yield from (path for _, path in sorted(_segments(run, stem).items()))
+        if (live := run / f"{stem}.jsonl").exists():
+            yield live
+
+
 def newest_run(root: Path = RUNS_DIRECTORY) -> Path:
     """The run under *root* that started last.
 
@@ -310,7 +359,8 @@ def _segments(directory: Path, stem: str) -> dict[int, Path]:
     for path in sorted(directory.iterdir(), reverse=True):  # `.jsonl` comes after `.jsonl.gz`
         match = _FILE.fullmatch(path.name)
         if match and (match["stem"] or match["other"]) == stem and path.name != f"{stem}.jsonl":
-            found[int(match["number"] or 0)] = path
+            # Without a number: what was live when the run was archived, the last one of its process.
+            found[int(match["number"] or _LAST)] = path
     return found
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from gpumon.analysis.gather import Gathered
-from gpumon.analysis.load import Run
 from gpumon.analysis.rows import query
+from gpumon.analysis.source import Execute, Source
 
 _COUNTED = {
     "gpumon.fetch.lost": ("fetches", "{count} fetch records were overwritten before they were read; in no account"),
@@ -17,18 +20,18 @@ _COUNTED = {
 }
 
 
-def missing_of(run: Run, gathered: Gathered) -> list[dict[str, str]]:
+def missing_of(run: Source, info: Mapping[str, Any], gathered: Gathered) -> list[dict[str, str]]:
     """Each with `what` and `reason`."""
     found: list[tuple[str, str]] = [(name, str(damage)) for name, damage in run.damaged.items()]
-    for signal, count in (run.info.get("dropped") or {}).items():
+    for signal, count in (info.get("dropped") or {}).items():
         if count:
             segments = "segment was" if count == 1 else "segments were"
             found.append(
                 (signal, f"{count} {segments} deleted to keep the run within its size; its figures are not in here")
             )
-    found += [("recording", str(note)) for note in run.info.get("not_recorded") or []]
+    found += [("recording", str(note)) for note in info.get("not_recorded") or []]
     found += sorted(gathered.evidence.blind.items())
-    found += _counted(run)
+    found += _counted(run.execute)
     totals = gathered.totals
     if totals["assumed"]:
         of = f"{totals['assumed']:.0f} of {totals['steps']:.0f}"
@@ -41,9 +44,9 @@ def missing_of(run: Run, gathered: Gathered) -> list[dict[str, str]]:
     return [{"what": what, "reason": reason} for what, reason in unique]
 
 
-def _counted(run: Run) -> list[tuple[str, str]]:
+def _counted(execute: Execute) -> list[tuple[str, str]]:
     rows = query(
-        run.connection.execute,
+        execute,
         "select metric, sum(value) as total from (select metric, part, instance, max(value) as value from stg_points "
         "where metric in (" + ", ".join("?" for _ in _COUNTED) + ") group by metric, part, instance) as last_values "
         "group by metric order by metric",

@@ -55,14 +55,20 @@ def device_rows(device: Mapping[str, Any]) -> DeviceRow:
         about.append(f"on {', '.join(device['disks'])}")
     if device.get("holds_dataset"):
         about.append("dataset")
+    if device.get("holds_checkpoints"):
+        about.append("checkpoints")
+    if device.get("health") not in (None, "ok"):
+        about.append(str(device["health"]).replace("_", " "))
     readings = {key: value for key, value in device.items() if _is_reading(value) and key not in ("index", "rank")}
     limits = {key.replace("_limit_", "_"): readings.pop(key) for key in list(readings) if "_limit_" in key}
+    ceilings = {key.replace("_ceiling_", "_"): readings.pop(key) for key in list(readings) if "_ceiling_" in key}
     main = next((key for key in _MAIN if key in readings), next(iter(readings), None))
     rest = []
     for key, value in readings.items():
         if key != main:
             limit = f" of {_amount(key, _mean(limits[key]))}" if key in limits else ""
-            rest.append(_shown(key, _mean(value)) + limit)
+            benched = f"{_of(key, value, ceilings[key])} (gpumon bench)" if key in ceilings else ""
+            rest.append(_shown(key, _mean(value)) + limit + benched)
     return DeviceRow(
         name=_name(device),
         about=", ".join(about),
@@ -96,6 +102,13 @@ def _mean(value: Any) -> Any:
 
 def _shown(key: str, value: float) -> str:
     return f"{_label(key)} {_amount(key, value)}".strip()
+
+
+def _of(key: str, value: Any, ceiling: Any) -> str:
+    """` of 48` after "46 MB/s": the unit is said once."""
+    given, most = _amount(key, _mean(value)), _amount(key, _mean(ceiling))
+    number, _, unit = most.rpartition(" ")
+    return f" of {number}" if given.endswith(f" {unit}") else f" of {most}"
 
 
 def _label(key: str) -> str:

@@ -11,10 +11,12 @@ from typing import Any
 
 from gpumon.analysis.devices import devices_of
 from gpumon.analysis.gather import Gathered, gather
-from gpumon.analysis.load import Loader, Run, newest_run
 from gpumon.analysis.missing import missing_of
+from gpumon.analysis.open import opened
 from gpumon.analysis.quantiles import durations
 from gpumon.analysis.rows import query
+from gpumon.analysis.run_event import run_event, unix_s
+from gpumon.analysis.source import Execute, Source
 from gpumon.rules.evidence import share
 from gpumon.rules.findings import Finding
 from gpumon.rules.verdict import judge
@@ -42,7 +44,7 @@ class StepsReport:
 class Report:
     """What `gpumon report` says of a run."""
 
-    path: Path
+    path: Path | str
     run: Mapping[str, Any]
     steps: StepsReport
     verdict: str
@@ -88,54 +90,49 @@ def build_report(path: str | PathLike[str] | None = None) -> Report:
     Raises:
         RunError: there is no run at *path*, or it cannot be read; the text is one line for the user.
     """
-    with Loader(newest_run() if path is None else Path(path)) as loader:
-        loader.refresh()
-        return report_of(loader.run)
+    with opened(path) as run:
+        return report_of(run)
 
 
-def report_of(run: Run) -> Report:
-    """Judge what has been loaded of a run until now."""
-    execute = run.connection.execute
-    begin_s, run_s = _span(run)
+def report_of(run: Source) -> Report:
+    """Judge what is known of a run until now."""
+    execute = run.execute
+    info = run.info or run_event(execute)
+    begin_s, run_s = _span(execute, info)
     gathered = gather(execute, run_s, begin_s)
     judgement = judge(gathered.evidence)
     return Report(
         path=run.path,
-        run=_run(run, gathered, begin_s, run_s),
-        steps=_steps(run, gathered),
+        run=_run(run, info, gathered, begin_s, run_s),
+        steps=_steps(execute, gathered),
         verdict=judgement.verdict,
         headline=judgement.headline,
         findings=judgement.findings,
         devices=devices_of(gathered),
-        missing=missing_of(run, gathered),
+        missing=missing_of(run, info, gathered),
         fetches=_fetches(gathered),
     )
 
 
-def _span(run: Run) -> tuple[float, float]:
+def _span(execute: Execute, info: Mapping[str, Any]) -> tuple[float, float]:
     """(start in seconds since 1970, seconds until the end or the last sign of life)."""
-    begin = _unix_s(run.info.get("started"))
-    end = _unix_s(run.info.get("ended"))
-    row = run.connection.execute("select min(begin_s), max(end_s) from stg_windows").fetchone()
+    begin = unix_s(info.get("started"))
+    end = unix_s(info.get("ended"))
+    row = execute("select min(begin_s), max(end_s) from stg_windows").fetchone()
     first, last = row or (None, None)
     if begin is None:
         begin = first
     if end is None:
-        spans = run.connection.execute("select max(begin_s + duration_s) from stg_spans").fetchone()
+        spans = execute("select max(begin_s + duration_s) from stg_spans").fetchone()
         end = max((at for at in (last, spans[0] if spans else None) if at is not None), default=begin)
     if begin is None or end is None:
         return 0.0, 0.0
     return begin, max(0.0, end - begin)
 
 
-def _run(run: Run, gathered: Gathered, begin_s: float, run_s: float) -> dict[str, Any]:
-    info = run.info
-    known = query(
-        run.connection.execute,
-        """select distinct attributes['service.name'] as service, attributes['host.name'] as host
-        from resources order by all""",
-    )
-    ids = run.connection.execute("select distinct run_id from stg_windows order by run_id").fetchall()
+def _run(run: Source, info: Mapping[str, Any], gathered: Gathered, begin_s: float, run_s: float) -> dict[str, Any]:
+    known = _speakers(run.execute)
+    ids = run.execute("select distinct run_id from stg_windows order by run_id").fetchall()
     number, code = info.get("signal"), info.get("exit_code")
     if isinstance(code, int) and code < 0:  # as subprocess says it
         number, code = -code, 128 - code
@@ -155,6 +152,17 @@ def _run(run: Run, gathered: Gathered, begin_s: float, run_s: float) -> dict[str
     }
 
 
+def _speakers(execute: Execute) -> list[dict[str, Any]]:
+    """Service and host of everyone who recorded anything."""
+    tables = ("otel_metrics_gauge", "otel_metrics_sum", "otel_traces", "otel_logs")
+    each = (
+        f"""select distinct coalesce("ResourceAttributes"['service.name'], '') as service,
+            coalesce("ResourceAttributes"['host.name'], '') as host from {table}"""
+        for table in tables
+    )
+    return query(execute, f"select distinct service, host from ({' union all '.join(each)}) as everyone order by all")
+
+
 def _is_complete(info: Mapping[str, Any], number: Any) -> bool:
     """Whether it ended by itself; a single file has no end that anyone wrote down."""
     if not info:
@@ -162,7 +170,7 @@ def _is_complete(info: Mapping[str, Any], number: Any) -> bool:
     return bool(info.get("ended")) and number is None and not any(info.get("dropped", {}).values())
 
 
-def _steps(run: Run, gathered: Gathered) -> StepsReport:
+def _steps(execute: Execute, gathered: Gathered) -> StepsReport:
     totals, evidence = gathered.totals, gathered.evidence
     time_s = evidence.steps.time_s
     phases = {name: share(seconds, time_s) for name, seconds in gathered.phases.items()}
@@ -177,7 +185,7 @@ def _steps(run: Run, gathered: Gathered) -> StepsReport:
         assumed=round(totals["assumed"]),
         duration_s={
             "mean": share(time_s, evidence.steps.count) if evidence.steps.count else None,
-            **durations(run.connection.execute, instances),
+            **durations(execute, instances),
         },
         data_wait_fraction=min(1.0, evidence.steps.wait_fraction) if evidence.steps.count else None,
         first_of_epoch={
@@ -214,15 +222,6 @@ def _fetches(gathered: Gathered) -> dict[str, Any] | None:
             for (account, device, call, file_system), spent in sorted(seconds.items(), key=lambda item: -item[1])
         ],
     }
-
-
-def _unix_s(text: Any) -> float | None:
-    if not isinstance(text, str):
-        return None
-    try:
-        return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
-    except ValueError:
-        return None
 
 
 def _rfc3339(at_s: float) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
 
+from gpumon.analysis.source import Execute as Execute  # re-exported
 from gpumon.rules import thresholds as limit
 from gpumon.rules.evidence import share
 
@@ -21,9 +22,6 @@ PHASE_COLUMNS = {
     "checkpoint": "checkpoint_s",
     "other": "other_s",
 }
-
-Execute = Any
-"""`connection.execute` of DuckDB: SQL and parameters in, a result with `description` and `fetchall` out."""
 
 When = tuple[str, float]
 """A window: the process' instance and its end."""
@@ -74,13 +72,7 @@ def query(execute: Execute, sql: str, parameters: Iterable[Any] = ()) -> list[di
 
 def processes(execute: Execute) -> list[Process]:
     """Who recorded metrics, by rank."""
-    rows = query(
-        execute,
-        """select distinct gpumon_instance("ResourceAttributes", "Attributes") as instance,
-            gpumon_rank("ResourceAttributes", "Attributes") as rank,
-            coalesce("ResourceAttributes"['host.name'], '') as host
-        from otel_metrics_sum order by rank, instance""",
-    )
+    rows = query(execute, "select instance, rank, host from gpumon_processes order by rank, instance")
     return [Process(row["instance"], row["rank"], row["host"]) for row in rows]
 
 
