@@ -56,3 +56,30 @@ def all_points(directory: Path) -> Iterator[dict[str, Any]]:
                 for metric in scope["metrics"]:
                     data = next(metric[kind] for kind in ("gauge", "sum", "histogram") if kind in metric)
                     yield from ({"metric": metric["name"], **point} for point in data["dataPoints"])
+
+
+def all_items(directory: Path, signal: str, name: str) -> list[dict[str, Any]]:
+    """Every span (`traces`, `spans`) or record (`logs`, `logRecords`)."""
+    return [
+        item
+        for line in lines(directory, signal)
+        for resource in next(iter(line.values()))
+        for scope in resource[next(key for key in resource if key.startswith("scope"))]
+        for item in scope[name]
+    ]
+
+
+def text(item: dict[str, Any]) -> str:
+    """One spelling of it: the Collector writes 0.0 as 0."""
+    return json.dumps(json.loads(json.dumps(item), parse_int=float), sort_keys=True)
+
+
+def assert_same(run: Path, folder: Path) -> None:
+    """Every span, point and event of *run* is in a Collector's files, once and with the same content."""
+    for signal in ("traces", "logs"):
+        items = "spans" if signal == "traces" else "logRecords"
+        ours, theirs = ([text(item) for item in all_items(place, signal, items)] for place in (run, folder))
+        assert sorted(ours) == sorted(theirs)
+    ours, theirs = (sorted(text(point) for point in all_points(place)) for place in (run, folder))
+    assert ours == theirs
+    assert len(set(theirs)) == len(theirs) > 0
