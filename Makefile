@@ -33,8 +33,9 @@ bench: $(VENV)/.test  ## What gpumon costs: per step, per import, per report
 	$(BIN)/python benchmarks/import_cost.py --check
 	$(BIN)/python -m pytest -q tests/analysis/test_report.py -k million --durations 1
 
-docs: $(VENV)/.test  ## Write the generated parts of docs/ anew
+docs: $(VENV)/.test  ## Write the generated parts of docs/, the dashboards and the alerts anew
 	$(BIN)/python docs/generate.py
+	$(BIN)/python -m monitoring
 
 clean:  ## Remove what make made
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -2,11 +2,14 @@
 
 docs/metrics.md     from gpumon.metrics.CATALOGUE
 docs/commands.md    from `gpumon --help` and the help of every command
+collector-config/clickhouse/tables.sql    from gpumon.analysis.clickhouse.tables
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 DOCS = Path(__file__).parent
 KINDS = {"gauge": "gauge", "counter": "counter", "updowncounter": "up-down counter", "histogram": "histogram"}
@@ -49,13 +52,31 @@ def commands_page() -> str:
     context = click.Context(commands, info_name="gpumon", **settings)
     parts += ["## gpumon", "", "```text", commands.get_help(context), "```", ""]
     for name in sorted(commands.commands):
-        command = commands.commands[name]
-        inner = click.Context(command, info_name=name, parent=context, **settings)
-        parts += [f"## gpumon {name}", "", "```text", command.get_help(inner), "```", ""]
+        parts += list(_help_of(commands.commands[name], name, context, settings))
     return "\n".join(line.rstrip() for line in "\n".join(parts).split("\n"))
 
 
-PAGES = {"metrics.md": metrics_page, "commands.md": commands_page}
+def _help_of(command: Any, name: str, parent: Any, settings: dict[str, Any]) -> Iterator[str]:
+    import click
+
+    inner = click.Context(command, info_name=name, parent=parent, **settings)
+    yield from (f"## {inner.command_path}", "", "```text", command.get_help(inner), "```", "")
+    for below in sorted(getattr(command, "commands", ())):
+        yield from _help_of(command.commands[below], below, inner, settings)
+
+
+def tables_file() -> str:
+    from gpumon.analysis.clickhouse.install import tables_script
+    from gpumon.analysis.clickhouse.tables import Layout
+
+    return tables_script(Layout())
+
+
+PAGES = {
+    "metrics.md": metrics_page,
+    "commands.md": commands_page,
+    "../collector-config/clickhouse/tables.sql": tables_file,
+}
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ writes a whole run of them.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,8 +54,7 @@ def metrics_line(at_s, points, on_points=None, **who):
                 sum=total,
                 bucketCounts=[str(count) for count in counts],
                 explicitBounds=list(m.DURATION_BOUNDS),
-                min=lowest,
-                max=highest,
+                **({"min": lowest, "max": highest} if any(counts) else {}),
             )
         elif isinstance(value, int):
             point["asInt"] = str(value)
@@ -245,6 +245,75 @@ def record(directory, training=None, seconds=20, window_s=1.0, **run):
         recorder.window(training, window_s)
     write_run(directory, ended_s=recorder.at_s, **run)
     return Path(directory)
+
+
+def record_everything(directory, windows=30, run_id=RUN_ID, **run):
+    """A run that has something for every view and every table: devices that vary, limits, health, spans, an event.
+
+    Two ranks; the second has the application's provider, so that its points say themselves whose they are.
+    """
+    recorder = Recorder(directory, run_id=run_id)
+    for window in range(windows):
+        delay = 0.02 + 0.06 * math.sin(window / 4) ** 2
+        step_s = 0.05 + delay
+        wait = {"data.wait": delay / step_s, "forward": 0.04 / step_s, "optimizer": 0.01 / step_s}
+        recorder.window(
+            Training(
+                step_s=step_s,
+                phases=wait,
+                disks=[Disk(await_s=delay, unloaded_s=0.078), Disk("sda", holds_dataset=False, utilization=0.4)],
+                gpus=[Gpu(busy=1 - delay / step_s, throttled={"sw_thermal_slowdown": 0.5}, celsius=70 + window)],
+                throttled_fraction=0.1,
+                refaulted_bytes_per_s=4e4,
+                extra=_health_and_limits(window),
+            )
+        )
+    own = {"gpumon.window.disk.device": "loop0", "gpumon.window.disk.await": 0.093, "gpumon.batch.size": 32}
+    recorder.write_spans(step_spans(3, recorder.at_s - 2.5, 0.4, {"data.wait": 0.3, "forward": 0.1}, "slow", **own))
+    recorder.write_spans(step_spans(4, recorder.at_s - 1.25, 0.2, {"data.wait": 0.1, "optimizer": 0.05}))
+    recorder.write_spans(step_spans(1, recorder.at_s - 1.0, 0.9, {"forward": 0.9}, stage="validation"))
+    with open(recorder.directory / "logs.0.4711.jsonl", "a") as file:
+        file.write(
+            event_line(recorder.at_s - 3, "gpumon.gpu.xid", {m.HW_ID: "GPU-0", "gpumon.gpu.xid": 79}, run_id=run_id)
+        )
+    other = Recorder(
+        directory, rank=1, instance="instance-1", run_id=run_id, on_points={"gpumon.run.id": run_id, "gpumon.rank": 1}
+    )
+    for _ in range(3):
+        other.window(Training(workers=0, accounts={("blocked.other", "futex"): 1.0}))
+    write_run(directory, ended_s=recorder.at_s, id=run_id, **run)
+    return Path(directory)
+
+
+def event_line(at_s, name, given, **who):
+    """An event among the logs."""
+    record = {
+        "timeUnixNano": str(round(at_s * 1e9)),
+        "severityNumber": 13,
+        "body": {"stringValue": name},
+        "eventName": name,
+        "attributes": attributes(given),
+    }
+    scoped = {"scope": SCOPE, "logRecords": [record]}
+    return _line({"resourceLogs": [{"resource": resource(**who), "scopeLogs": [scoped]}]})
+
+
+def _health_and_limits(window):
+    disk, loop = {m.HW_ID: "S6XNNS0W"}, {m.SYSTEM_DEVICE: "loop0"}
+    return [
+        (m.SMART_INFO, 1, {**disk, m.HW_MODEL: "SSD 870", m.HW_SERIAL_NUMBER: "S6XNNS0W", m.SYSTEM_DEVICE: "loop0"}),
+        (m.SMART_COUNT, 304 + window // 10, {**disk, m.SMART_COUNTER: "reallocated"}),
+        (m.SMART_GROWTH, 12, {**disk, m.SMART_COUNTER: "reallocated"}),
+        (m.SMART_FAILED, 1, {**disk, m.SMART_ATTRIBUTE: "Reallocated_Sector_Ct", m.SMART_WHEN: "now"}),
+        (m.PHYSICAL_DISK_SMART, 304 + window // 10, {**disk, m.SMART_ATTRIBUTE: "Reallocated_Sector_Ct"}),
+        (m.PHYSICAL_DISK_ENDURANCE, 0.4, {**disk, m.PHYSICAL_DISK_STATE: "remaining"}),
+        (m.STATUS, 1, {**disk, m.HW_STATE: "predicted_failure"}),
+        (m.DISK_ERRORS, window, {**loop, m.ERROR_TYPE: "read"}),
+        (m.CPU_QUOTA, 2.0, {m.LIMIT_SOURCE: "/sys/fs/cgroup/cpu.max"}),
+        (m.DISK_LIMIT_IO, 5e6, {**loop, m.DISK_IO_DIRECTION: "read", m.LIMIT_SOURCE: "/sys/fs/cgroup/io.max"}),
+        (m.COLLECTOR_UP, 0, {m.COLLECTOR: "smart", m.REASON: "no smartctl"}),
+        (m.COLLECTOR_DURATION, ([0] * (len(m.DURATION_BOUNDS) + 1), 0.0, None, None), {m.COLLECTOR: "smart"}),
+    ]
 
 
 def write_run(directory, ended_s=None, **given):

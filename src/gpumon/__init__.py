@@ -79,7 +79,7 @@ def uninstrument() -> None:
 
 
 def report(path: str | PathLike[str] | None = None) -> Report:
-    """Judge a recorded run: a run directory (default the newest under `gpumon-runs/`) or an OTLP JSON file.
+    """Judge a recorded run: a run directory (default the newest under `gpumon-runs/`), an OTLP JSON file, or a URL.
 
     Raises:
         gpumon.errors.RunError: there is no readable run; the text is one line.
