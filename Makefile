@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Any PyTorch from 2.3 on; this is the release that the tests run on.
 TORCH ?= torch==2.13.0
+# Most tests wait more than they compute; those that measure times run after the others, alone.
+JOBS ?= 3
 
 .PHONY: demo test check scenarios bench docs clean
 .DEFAULT_GOAL := help
@@ -16,7 +18,12 @@ demo: $(VENV)/.demo  ## Train a small model on files of this disk and print the 
 
 test: $(VENV)/.test  ## Run the tests (on Linux as root: with real slow disks)
 	@sh tests/system-packages.sh
+ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
+else
+	$(BIN)/python -m pytest -m 'not alone' --numprocesses $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -m alone
+endif
 
 check: $(VENV)/.test  ## Lint, format, types, import layers
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -87,15 +87,17 @@ def short_folder() -> Iterator[Path]:
 
 
 @contextmanager
-def agent_process(folder: Path, *options: str, socket: Path | None = None, **variables: str) -> Iterator[AgentProcess]:
-    """An agent that is ready; *variables* replace all of gpumon's and OpenTelemetry's."""
+def agent_process(
+    folder: Path, *options: str, socket: Path | None = None, within: Sequence[str] = (), **variables: str
+) -> Iterator[AgentProcess]:
+    """An agent that is ready; *variables* replace all of gpumon's and OpenTelemetry's. *within*: what runs it."""
     socket = socket or folder / "agent.sock"
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "GPUMON_"))}
     environment = {**kept, "GPUMON_STRICT": "1", "GPUMON_STATE_DIR": str(folder / "state"), **variables}
     log = folder / f"agent-{time.monotonic_ns()}.log"
     with log.open("w") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "gpumon", "agent", "--socket", str(socket), *options],
+            [*within, sys.executable, "-m", "gpumon", "agent", "--socket", str(socket), *options],
             env=environment,
             stdout=out,
             stderr=out,

@@ -13,6 +13,7 @@ os.environ["GPUMON_STATE_DIR"] = _state.name  # tests remember nothing of this m
 ROTATING = 3  # how many scenarios run where not all of them were asked for
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m alone` chooses
 def pytest_collection_modifyitems(config, items):
     """Skip what this machine cannot do, with what to install; of the long scenarios run a rotating few."""
     if missing := slowdisk.available():
@@ -20,6 +21,8 @@ def pytest_collection_modifyitems(config, items):
             if item.get_closest_marker("disk"):
                 item.add_marker(pytest.mark.skip(reason=missing))
     scenarios = [item for item in items if item.get_closest_marker("scenario")]
+    for item in scenarios:
+        item.add_marker(pytest.mark.alone)
     asked_for = (
         "scenario" in config.getoption("markexpr") or config.getoption("keyword") or config.args_source.name == "ARGS"
     )

@@ -14,6 +14,8 @@ from fake_smartctl import FakeSmartctl
 from nvml import standin
 from otlp_receiver import eventually, receiver
 
+pytestmark = pytest.mark.alone
+
 MEMORY_KB = 60_000
 SHARE = 0.005  # of a core
 WINDOW_S = 31.0

@@ -5,7 +5,9 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
@@ -180,16 +182,27 @@ def test_a_bind_mount_of_a_loop_device_in_a_namespace_of_its_own(quick_disk):
     assert outside[0]["device"] == inside[1]["device"]
 
 
+HARDENED = 'mount -t tmpfs none /var/tmp && mkdir -p "$0"/up "$0"/work && exec "$@"'
+
+
 @pytest.mark.disk
-def test_a_root_of_layers_as_a_containers():
-    """The process' root is an overlay of the machine's folders, which it does not see itself: the agent does."""
-    with short_folder() as folder, agent_process(folder, GPUMON_COLLECTORS="host") as agent:
-        for name in ("root", "up", "work"):
-            (folder / name).mkdir()
+@pytest.mark.parametrize("within", [[], ["unshare", "--mount", "sh", "-c", HARDENED]], ids=["plain", "hardened"])
+def test_a_root_of_layers_as_a_containers(within):
+    """The process' root is an overlay of the machine's folders, which it does not see itself: the agent does.
+
+    So does an agent with mounts of its own, as a hardened service or in a container: it looks at the machine's.
+    """
+    with (
+        short_folder() as folder,
+        tempfile.TemporaryDirectory(dir="/var/tmp") as layers,
+        agent_process(folder, within=within and [*within, layers], GPUMON_COLLECTORS="host") as agent,
+    ):
+        for place in (folder / "root", Path(layers, "up"), Path(layers, "work")):
+            place.mkdir()
         client = contained(
-            python(ASK, agent.socket, "/home/data", "/run/x", "/proc"),
+            python(ASK, agent.socket, "/root/data", "/run/x", "/proc"),
             mounts=[
-                f"mount -t overlay overlay -o lowerdir=/,upperdir={folder}/up,workdir={folder}/work {folder}/root",
+                f"mount -t overlay overlay -o lowerdir=/,upperdir={layers}/up,workdir={layers}/work {folder}/root",
                 f"mkdir -p {folder}/root{folder}",
                 f"mount --bind {folder} {folder}/root{folder}",
                 f"mount -t tmpfs none {folder}/root/run",
@@ -198,12 +211,12 @@ def test_a_root_of_layers_as_a_containers():
             root=folder / "root",
             is_root=True,
         )
-        home, run, _proc = asked(client)
-        here = agent.ask("/v1/devices", path=str(folder))["paths"][0]
+        root, run, _proc = asked(client)
+        here = agent.ask("/v1/devices", path="/")["paths"][0]
 
-    assert (home["mount_point"], home["file_system"]) == ("/", "overlay")
-    assert here["kind"] == home["kind"] == "block"
-    assert home["device"] == here["device"]
+    assert (root["mount_point"], root["file_system"]) == ("/", "overlay")
+    assert here["kind"] == root["kind"] == "block"
+    assert root["device"] == here["device"]
     assert run["kind"] == "memory"
 
 

@@ -15,6 +15,7 @@ from gpumon.bench.measure import measure
 from gpumon.bench.plan import sequential, whole_files
 
 pytestmark = [
+    pytest.mark.alone,
     pytest.mark.disk,
     pytest.mark.skipif(not shutil.which("fio"), reason="needs fio: apt-get install fio"),
 ]

@@ -12,7 +12,7 @@ from otlp_receiver import eventually
 from peers import Gateway, Jaeger, Prometheus, needs_collector, needs_jaeger, needs_prometheus
 from run_lines import all_points, assert_same, spans
 
-pytestmark = [needs_collector, needs_jaeger, needs_prometheus]
+pytestmark = [pytest.mark.alone, needs_collector, needs_jaeger, needs_prometheus]
 
 PROMETHEUS = Path(__file__).parents[2] / "prometheus" / "prometheus.yml"
 COUNT = "gpumon_step_count_total"

@@ -18,6 +18,8 @@ from gpumon.system.datasets import Datasets
 from gpumon.system.storage import StorageMap
 from readings import Readings, over
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture
 def machine(tmp_path):

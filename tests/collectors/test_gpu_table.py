@@ -14,6 +14,8 @@ from gpumon.system.processes import OurProcesses
 from nvml.standin import GIB, standing_in
 from readings import Readings
 
+pytestmark = pytest.mark.alone
+
 UUID = "GPU-00000000-1111-2222-3333-444444444444"
 STARTED_US = 1_700_000_000_000_000
 

@@ -5,13 +5,16 @@ import json
 import shutil
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+import gpumon
 from deploy.deployments import CAPABILITIES, SYSUSERS, UNIT
 from qemu import guest as qemu
 
-pytestmark = pytest.mark.qemu
+pytestmark = [pytest.mark.qemu, pytest.mark.scenario]
+SOURCE = Path(gpumon.__file__).parents[1]
 NUMBERS = {"dac_read_search": 2, "sys_rawio": 17, "sys_ptrace": 19, "sys_admin": 21, "syslog": 34}
 MASKED = (
     *("systemd-journald.service", "systemd-journald.socket", "systemd-journald-dev-log.socket"),
@@ -25,8 +28,8 @@ INSTALL = f"""set -e
     echo GPUMON_INTERVALS=holder=1,smart=5,kernel=1 >/etc/gpumon/agent.env
     echo 0123456789abcdef0123456789abcdef >/etc/machine-id
     for unit in {" ".join(MASKED)}; do ln -sf /dev/null /etc/systemd/system/$unit; done
-    # This interpreter may lie in a home or in /tmp, which the service does not see.
-    printf '[Service]\\nProtectHome=tmpfs\\nBindReadOnlyPaths={sys.prefix} {sys.base_prefix}\\n' \\
+    # The interpreter and gpumon may lie in a home or in /tmp, which the service does not see.
+    printf '[Service]\\nProtectHome=tmpfs\\nBindReadOnlyPaths={sys.prefix} {sys.base_prefix} {SOURCE}\\n' \\
         >/etc/systemd/system/gpumon-agent.service.d/interpreter.conf
     echo 1 >/proc/sys/kernel/dmesg_restrict
 """

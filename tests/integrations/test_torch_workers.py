@@ -23,6 +23,8 @@ from gpumon.system.storage import StorageMap
 from gpumon.tracing.accounts import FetchAccounts
 from loader_datasets import Deadly, Faulty, Files, Random, Stream, Timed, spanned
 
+pytestmark = pytest.mark.alone
+
 ORIGINAL = torch_worker._worker_loop
 
 

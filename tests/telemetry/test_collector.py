@@ -21,10 +21,13 @@ from run_lines import all_points, assert_same, points, spans
 
 OUTAGE_S = float(os.environ.get("GPUMON_TEST_OUTAGE_S", "5"))
 
-pytestmark = pytest.mark.skipif(
-    OTELCOL is None,
-    reason="no Collector: put otelcol on PATH or set OTELCOL (opentelemetry.io/docs/collector/install)",
-)
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(
+        OTELCOL is None,
+        reason="no Collector: put otelcol on PATH or set OTELCOL (opentelemetry.io/docs/collector/install)",
+    ),
+]
 
 PROTOCOLS = pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 

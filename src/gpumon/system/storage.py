@@ -172,13 +172,10 @@ class StorageMap:
     # -- mount tables -------------------------------------------------------------------------------
 
     def _machines(self) -> _Table:
-        """The mounts of the machine itself: of process 1, where that has others than we, who are in a container."""
-        link = f"{self._root}/proc/{{}}/ns/mnt"
-        try:
-            is_other = os.readlink(link.format(1)) != os.readlink(link.format("self"))  # noqa: PTH115
-        except OSError:  # not allowed to look: a service whose view was narrowed a little
-            is_other = False
-        return self._table("1" if is_other else "self", files=f"{self._root}/proc/1/root" if is_other else None)
+        """The mounts of the machine itself: those of process 1, where we are in a container or a service of our own."""
+        own, machines = self._table("self"), self._table("1", files=f"{self._root}/proc/1/root")
+        is_ours = not machines.mounts or machines.mounts.keys() & own.mounts.keys()  # no number is given twice
+        return own if is_ours else machines
 
     def _renew_lock(self) -> None:
         self._lock = threading.RLock()
@@ -336,7 +333,8 @@ class StorageMap:
             below = self._mount_of(folder, table)
             if below is None or below.id == mount.id or depth >= _MAX_DEPTH or _kind(below) == "network":
                 return storage
-            if not os.path.isdir(table.files + folder):  # noqa: PTH112
+            places = (table.files + folder, self._root + folder)  # the former may be closed to us
+            if not any(os.path.isdir(place) for place in places):  # noqa: PTH112
                 return storage
             lower.append(self._of(below, table, depth + 1))
         if not lower or lower[0].kind != "block" or {item.device for item in lower} != {lower[0].device}:

@@ -143,7 +143,7 @@ def prometheus_app(values: Source, histograms: HistogramSource, described: Resou
     """
     try:
         from opentelemetry.exporter.prometheus import PrometheusMetricReader
-        from prometheus_client import CollectorRegistry, make_wsgi_app
+        from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR, REGISTRY, make_wsgi_app
     except ImportError as error:
         raise GpumonError(
             f"--prometheus needs {error.name}: pip install 'opentelemetry-instrumentation-gpumon[agent]'"
@@ -156,10 +156,11 @@ def prometheus_app(values: Source, histograms: HistogramSource, described: Resou
         def take(self, data: MetricsData) -> None:
             self._receive_metrics(data)
 
-    registry = CollectorRegistry()
-    scraped = Scraped(registry=registry)
+    for about_python in (GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR):
+        REGISTRY.unregister(about_python)
+    scraped = Scraped()  # registers itself; exporters before 0.66 in this registry alone
     MeterProvider([scraped], resource=described, shutdown_on_exit=False)  # without instruments
-    page = make_wsgi_app(registry)
+    page = make_wsgi_app(REGISTRY)
 
     def application(environ: dict[str, Any], start_response: Any) -> Any:
         if environ["PATH_INFO"] != "/metrics":
