@@ -1,0 +1,51 @@
+"""PromQL from the catalogue: names and labels cannot be mistyped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from gpumon.metrics import Metric
+from monitoring.names import is_ratio, label, prometheus_name
+
+OF_RESOURCE: Final = ("job", "instance")
+"""Labels that every series has: service.name, and service.instance.id or the address that was scraped."""
+_OPERATORS: Final = ("!~", "=~", "!=")
+
+Where = Mapping[str, str]
+"""Attribute or label -> value; a value that begins with =~, != or !~ has that operator."""
+
+
+def series(metric: Metric, where: Where | None = None, *, part: str = "") -> str:
+    """A selector; *part*: of a histogram, `_bucket`, `_sum` or `_count`.
+
+    Raises:
+        ValueError: its points have no such attribute.
+    """
+    matchers = []
+    for name, value in (where or {}).items():
+        if name not in OF_RESOURCE and name not in metric.attributes:
+            raise ValueError(f"{metric.name} has no attribute {name}")
+        matchers.append(_matcher(name, value))
+    if (metric.kind == "histogram") != bool(part):
+        raise ValueError(f"{metric.name}: a part is of a histogram")
+    if is_ratio(metric) and (scraped := prometheus_name(metric, is_scraped=True)) != prometheus_name(metric):
+        return "{" + ", ".join([f'__name__=~"{scraped}(_ratio)?"', *matchers]) + "}"
+    name = prometheus_name(metric) + part
+    return f"{name}{{{', '.join(matchers)}}}" if matchers else name
+
+
+def target_info(where: Where | None = None) -> str:
+    """A selector of what is known of senders: the resource of each."""
+    return "target_info{" + ", ".join(_matcher(name, value) for name, value in (where or {}).items()) + "}"
+
+
+def percent(share: float) -> str:
+    """0.2 -> 20 %, for texts."""
+    return f"{share * 100:g} %"
+
+
+def _matcher(name: str, value: str) -> str:
+    operator = next((each for each in _OPERATORS if value.startswith(each)), "")
+    text = value.removeprefix(operator)
+    return f'{label(name)}{operator or "="}"{text}"'
