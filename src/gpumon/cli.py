@@ -101,7 +101,8 @@ def run(out: Path | None, no_report: bool, command: tuple[str, ...]) -> int:
 def report(run: str | None, as_json: bool) -> None:
     """Say where a recorded run's time went.
 
-    RUN is a run directory, a file that the OpenTelemetry Collector's file exporter wrote, the URL of either
+    RUN is a run directory, a file that the OpenTelemetry Collector's file exporter wrote (FILE?run=ID for another
+    than its newest run), the URL of either
     (s3://, gs://, …; fetched for the moment), or a ClickHouse that holds runs
     (clickhouse://user@host:8123/database?run=ID&secure=1; without run= the newest one; the password in
     CLICKHOUSE_PASSWORD). Default: the newest run under gpumon-runs/.

@@ -149,7 +149,7 @@ class Loader:
             self._read(path, place)
         if not self.run.lines and self.run.damaged and not self.run.info:
             raise RunError(f"no OTLP lines in '{path}': {_first_damage(self.run.damaged)}")
-        if not path.is_dir() and self.run.lines > before:
+        if self.run.lines > before and not self.run.info:  # no run directory: a Collector's files
             self.run.note = keep_one(self.run.connection.execute, self._wanted, str(path))
         if self.run.lines > before or not self._holds_rows:
             hold_rows(self.run.connection.execute, again=self._holds_rows)
