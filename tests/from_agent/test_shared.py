@@ -265,7 +265,7 @@ def test_an_agent_that_hangs_holds_up_no_other_collector(folder):
             eventually(lambda: any("no answer from the agent" in reason for _, _, reason in sampler.state()))
             before = len(count)
             time.sleep(1.0)
-            assert len(count) - before > 10
+            assert len(count) - before > 4  # it would be none: the agent is given two seconds
         finally:
             sampler.stop()
 

@@ -30,7 +30,8 @@ _HARMLESS: Final = (b"DISCARD", b"WRITE_ZEROES", b"SECURE_ERASE")  # what a disk
 class KernelCollector:
     """I/O errors by device since the start.
 
-    Source: /dev/kmsg from now on (CAP_SYSLOG where kernel.dmesg_restrict is 1).
+    Source: /dev/kmsg from now on (CAP_SYSLOG where kernel.dmesg_restrict is 1). The kernel limits how often it
+    says so: many errors at once are counted as some.
     Shape: per device with data of the training, and per device with errors, one counter per kind of error.
     """
 
