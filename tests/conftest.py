@@ -1,6 +1,7 @@
 """Settings of every test: our own bugs are raised, never swallowed."""
 
 import os
+import re
 import tempfile
 
 import pytest
@@ -10,6 +11,8 @@ import slowdisk
 os.environ["GPUMON_STRICT"] = "1"
 _state = tempfile.TemporaryDirectory(prefix="gpumon-state-")
 os.environ["GPUMON_STATE_DIR"] = _state.name  # tests remember nothing of this machine's disks, and leave nothing
+OPTIONAL = re.compile(r"pip install (accelerate|lightning|transformers|opentelemetry-configuration)\b")
+"""Packages that a test may be skipped for; any other that is missing means that tests did not run."""
 ROTATING = 3  # how many scenarios run where not all of them were asked for
 
 
@@ -35,14 +38,14 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_sessionfinish(session, exitstatus):
-    """With GPUMON_TEST_NO_SKIP a skipped test is a failure, but for those of a GPU or of an optional framework."""
+    """With GPUMON_TEST_NO_SKIP a skipped test is a failure, but for those of a GPU or of an `OPTIONAL` package."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if reporter is None or not os.environ.get("GPUMON_TEST_NO_SKIP"):
         return
     skipped = [
         report
         for report in reporter.stats.get("skipped", [])
-        if "gpu" not in getattr(report, "keywords", ()) and "pip install" not in str(report.longrepr)
+        if "gpu" not in getattr(report, "keywords", ()) and not OPTIONAL.search(str(report.longrepr))
     ]
     if skipped and exitstatus == 0:
         for report in skipped:

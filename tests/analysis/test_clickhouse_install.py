@@ -128,7 +128,7 @@ def test_what_is_not_there(clickhouse, database):
 
 
 @needs_clickhouse
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl")
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl: apt-get install openssl")
 def test_tls(clickhouse, database, tmp_path, gpumon):
     """With the authority that the server's certificate is of; without it nothing is sent."""
     certificates = make_certificates(tmp_path / "tls")

@@ -299,7 +299,7 @@ def test_through_a_program_that_serves_files(slow_mount, fill):
 @pytest.mark.disk
 @pytest.mark.skipif(
     not (shutil.which("mksquashfs") and kernel_has("squashfs")),
-    reason="needs mksquashfs: apt-get install squashfs-tools",
+    reason="needs mksquashfs (apt-get install squashfs-tools) and a kernel with squashfs",
 )
 def test_where_direct_reads_are_refused(tmp_path, fill):
     """squashfs: what the figures then mean, each block read once, and what was cached stays so."""

@@ -101,7 +101,8 @@ def test_space_that_was_never_written_is_left_out(quick_disk, fill):
 
 @pytest.mark.disk
 @pytest.mark.skipif(
-    not (shutil.which("mkfs.btrfs") and kernel_has("btrfs")), reason="needs mkfs.btrfs: apt-get install btrfs-progs"
+    not (shutil.which("mkfs.btrfs") and kernel_has("btrfs")),
+    reason="needs mkfs.btrfs (apt-get install btrfs-progs), btrfs",
 )
 def test_compressed_files_of_btrfs_are_left_out(fill):
     """btrfs counts the blocks that they would have without compression; tiny files lie in its metadata."""

@@ -6,7 +6,6 @@ import time
 
 import pytest
 
-import slowdisk
 from gpumon import metrics as m
 from gpumon.collectors.kernel import KernelCollector
 from gpumon.errors import NoDataError
@@ -48,26 +47,26 @@ def test_a_log_that_may_not_be_read(tmp_path):
 
 
 @pytest.mark.disk
-def test_a_disk_with_bad_sectors():
+def test_a_disk_with_bad_sectors(slow_disk):
     """A real device whose reads fail: the kernel logs it, and so do we."""
-    if reason := slowdisk.available():
-        pytest.skip(reason)
     collector = KernelCollector()
     list(collector.collect())
-    with slowdisk.slow_disk(delay=0.0) as disk:
-        file = disk.path / "data"
-        file.write_bytes(os.urandom(1 << 20))
-        os.sync()
-        until = time.monotonic() + 30
-        disk.set_delay(-1.0)
-        # More than once: the kernel limits how often it says so, for all disks together.
-        while not (found := errors(collector)) and time.monotonic() < until:
-            disk.drop_caches()
-            with contextlib.suppress(OSError):
-                file.read_bytes()
-            time.sleep(0.5)
-        disk.set_delay(0.0)
-
-        assert {device for device, _ in found} == {disk.device}
-        assert sum(found.values()) >= 1
+    file = slow_disk.path / "data"
+    file.write_bytes(os.urandom(1 << 20))
+    os.sync()
+    until = time.monotonic() + 30
+    slow_disk.set_delay(-1.0)
+    # More than once: the kernel limits how often it says so, for all disks together, other tests' too.
+    while not (found := count_of(slow_disk, errors(collector))) and time.monotonic() < until:
+        slow_disk.drop_caches()
+        with contextlib.suppress(OSError):
+            file.read_bytes()
+        time.sleep(0.5)
+    slow_disk.set_delay(0.0)
     collector.close()
+
+    assert found >= 1
+
+
+def count_of(disk, found):
+    return sum(count for (device, _), count in found.items() if device == disk.device)

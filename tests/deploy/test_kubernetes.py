@@ -1,6 +1,7 @@
 """The DaemonSet and the PodMonitor, by the schemas of Kubernetes and of the Prometheus operator."""
 
 import ipaddress
+import os
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from deploy.deployments import CAPABILITIES, DAEMONSET, PODMONITOR, daemonset, podmonitor
+from peers import PROMTOOL, needs_promtool
 
 OLDEST, NEWEST = "1.29", kubernetes_validate.latest_version()
 
@@ -53,9 +55,10 @@ def test_a_privileged_agent_gives_up_all_that_it_does_not_need():
 
     if shutil.which("setpriv") is None:
         pytest.skip("needs apt-get install util-linux")
-    done = subprocess.run([*command[:-1], "cat", "/proc/self/status"], capture_output=True, text=True, timeout=30)
-    if done.returncode:
+    if os.geteuid() != 0:
         pytest.skip("needs root: capabilities to give up")
+    done = subprocess.run([*command[:-1], "cat", "/proc/self/status"], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
     status = dict(line.split(":\t", 1) for line in done.stdout.splitlines() if ":\t" in line)
     numbers = {"dac_read_search": 2, "sys_rawio": 17, "sys_ptrace": 19, "sys_admin": 21, "syslog": 34}
     wanted = sum(1 << numbers[name] for name in CAPABILITIES)
@@ -109,9 +112,9 @@ SERIES = """
 """
 
 
+@needs_promtool
 def test_the_queries_of_the_pod_monitors_comment_join(tmp_path):
     """Prometheus itself evaluates them: two pods share a GPU, one holds an idle one, one GPU is nobody's."""
-    promtool = shutil.which("promtool") or pytest.skip("needs promtool")
     load, idle = re.findall(r"^#   (gpumon_.*)$", PODMONITOR.read_text(), re.MULTILINE)
 
     def holder(query, pod, gpu, value):
@@ -135,6 +138,6 @@ def test_the_queries_of_the_pod_monitors_comment_join(tmp_path):
         ],
     }
     (tmp_path / "join.yaml").write_text(yaml.safe_dump(tests))
-    done = subprocess.run([promtool, "test", "rules", "join.yaml"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([PROMTOOL, "test", "rules", "join.yaml"], cwd=tmp_path, capture_output=True, text=True)
 
     assert done.returncode == 0, done.stdout + done.stderr
