@@ -275,17 +275,13 @@ def histogram_values(step: Step) -> list[tuple[Metric, Attributes, float]]:
     return values
 
 
-def make_sampler(config: Config, agent: NodeAgent | None = None, *, per_node: bool = False) -> Sampler:
-    """All collectors, or the ones that were asked for; *per_node*: those of the node agent too.
-
-    With *agent*, what this process may not read comes from there.
-    """
-    is_first = per_node or ranks()["gpumon.local_rank"] == 0
+def make_sampler(config: Config, agent: NodeAgent | None = None) -> Sampler:
+    """All collectors of a training, or the ones that were asked for; *agent* tells what it may not read itself."""
+    is_first = ranks()["gpumon.local_rank"] == 0
     factories: Mapping[str, Callable[[Config], Any]] = {
         name: factory
         for name, factory in registered().items()
-        if (per_node or not getattr(factory, "per_node", False))
-        and (is_first or not getattr(factory, "per_host", False))
+        if not getattr(factory, "per_node", False) and (is_first or not getattr(factory, "per_host", False))
     }
     names = factories if config.collectors is None else config.collectors
     for name in names:

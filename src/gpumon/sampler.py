@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 STALE_INTERVALS = 3  # a reading older than this many intervals is absent: a stuck collector must not look alive
 HANG_S = 10.0
 SOON_S = 2.0  # a collector that wants a call within so long waits for something
-LAST_S = 1.0  # what the end of a run waits for a last reading of a collector that may block
+LAST_S = 0.7  # what the end of a run waits for a last reading of a collector that may block
 HISTORY_S = 120.0
 MAX_READERS = 8  # per series; the one that has not asked for longest makes room
 
@@ -166,7 +166,7 @@ class Sampler:
     def collect_now(self, timeout_s: float = 0.3) -> None:
         """Let every collector that cannot block collect once more: the last values of a run.
 
-        Of those that may, the ones that have a `before_last`, which readies them for it; they get a second.
+        Of those that may, the ones that have a `before_last`, which readies them for it; they get `LAST_S`.
         """
         asked: list[tuple[_Group, float]] = []
         now = time.monotonic()

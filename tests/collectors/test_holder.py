@@ -12,6 +12,7 @@ import pytest
 from fakekubelet import container, kubelet, pod
 from fakenode import Node
 from gpumon import metrics as m
+from gpumon.agent import collect
 from gpumon.collectors.holder import HolderCollector
 from gpumon.config import Config
 from gpumon.errors import CollectorError, NoDataError
@@ -108,11 +109,11 @@ def test_a_training_has_no_such_collector():
     """It looks at everybody's processes: only the node agent asks for it."""
     names = {name for name, _up, _reason in make_sampler(Config()).state()}
     named = {name for name, _up, _reason in make_sampler(Config(collectors=("holder", "disk"))).state()}
-    of_agent = {name for name, _up, _reason in make_sampler(Config(), per_node=True).state()}
+    of_agent = {name for name, _up, _reason in collect.make_sampler(Config(), collect.Demand()).state()}
 
     assert "gpu" in names and "holder" not in names
     assert named == {"disk"}
-    assert of_agent == names | {"holder"}
+    assert of_agent == names - collect.OF_A_TRAINING | {"holder"}
 
 
 def test_where_there_is_neither_that_is_said(node, nvml):

@@ -25,7 +25,8 @@ INSTALL = f"""set -e
     mkdir -p /opt/gpumon/bin /etc/gpumon /etc/systemd/system/gpumon-agent.service.d /var/lib /var/log /var/tmp
     ln -s {sys.prefix}/bin/gpumon /opt/gpumon/bin/gpumon
     cp /exchange/gpumon-agent.service /etc/systemd/system/
-    echo GPUMON_INTERVALS=holder=1,smart=5,kernel=1 >/etc/gpumon/agent.env
+    install --group gpumon --mode 0640 /exchange/agent.conf /etc/gpumon/agent.conf
+    echo GPUMON_INTERVALS=holder=1,smart=5,kernel=1 >>/etc/gpumon/agent.conf
     echo 0123456789abcdef0123456789abcdef >/etc/machine-id
     for unit in {" ".join(MASKED)}; do ln -sf /dev/null /etc/systemd/system/$unit; done
     # The interpreter and gpumon may lie in a home or in /tmp, which the service does not see.
@@ -64,6 +65,7 @@ def booted(tmp_path_factory):
     with qemu.boot(qemu.Nvme("data", serial="GPUMON0", folder=data)) as guest:
         shutil.copy(UNIT, guest.exchange / "gpumon-agent.service")
         shutil.copy(SYSUSERS, guest.exchange / "gpumon.conf")
+        shutil.copy(UNIT.with_name("agent.conf"), guest.exchange / "agent.conf")
         done = guest.run(["sh", "-c", INSTALL])
         assert done.returncode == 0, done.stderr
         guest.mount("GPUMON0", "/data")
@@ -153,10 +155,11 @@ def test_it_finds_another_users_job_and_its_disk(machine):
     assert found == [{"system.device": "nvme0n1", "gpumon.job.id": "7", "gpumon.job.user": "ada"}]
 
 
-def test_a_reload_keeps_it_and_a_stop_leaves_nothing(machine):
-    machine.run("systemctl reload gpumon-agent")
-    assert machine.run("systemctl is-active gpumon-agent") == "active\n"
-    machine.ask("/v1/health", lambda told: told["instance"])
+def test_a_reload_takes_other_settings_and_a_stop_leaves_nothing(machine):
+    before = property_of(machine, "MainPID")
+    machine.run("echo GPUMON_COLLECTORS=disk,smart >>/etc/gpumon/agent.conf && systemctl reload gpumon-agent")
+    machine.ask("/v1/health", lambda told: {one["name"] for one in told["collectors"]} == {"disk", "smart"})
+    assert (property_of(machine, "ActiveState"), property_of(machine, "MainPID")) == ("active", before)
 
     machine.run("systemctl stop gpumon-agent")
     assert (property_of(machine, "ActiveState"), property_of(machine, "Result")) == ("inactive", "success")

@@ -1,6 +1,6 @@
 """The agent's configuration file: the variables that a process takes from its environment, one per line.
 
-# /etc/gpumon/agent.conf, also an EnvironmentFile= of systemd
+# /etc/gpumon/agent.conf
 GPUMON_INTERVALS=smart=600
 OTEL_EXPORTER_OTLP_ENDPOINT=http://collector:4318
 """

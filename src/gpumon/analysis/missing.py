@@ -10,13 +10,13 @@ from gpumon.analysis.rows import query
 from gpumon.analysis.source import Execute, Source
 
 _COUNTED = {
-    "gpumon.fetch.lost": ("fetches", "{count} fetch records were overwritten before they were read; in no account"),
+    "gpumon.fetch.lost": ("fetches", "overwritten before they were read, and in no account: {count}"),
     "gpumon.fetch.background.count": (
         "fetches",
-        "{count} batches were fetched by a thread that trains nothing; those waits are in no step",
+        "made by a thread that trains nothing, their waits in no step: {count}",
     ),
-    "gpumon.spans.dropped": ("spans", "{count} spans that were to be kept were dropped"),
-    "gpumon.export.dropped": ("export", "{count} items could not be delivered or stored"),
+    "gpumon.spans.dropped": ("spans", "dropped, though they were to be kept: {count}"),
+    "gpumon.export.dropped": ("export", "neither delivered nor stored: {count}"),
 }
 
 
