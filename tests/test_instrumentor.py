@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from gpumon.config import Config
+from gpumon.instrumentor import make_sampler
 from otlp_receiver import receiver
 
 TRAIN = """
@@ -194,6 +196,16 @@ def test_workers_of_many_epochs_leave_nothing_behind(tmp_path, context):
         for point in metric["sum"]["dataPoints"]
     ]
     assert [int(count) for count in counts] == [16 * (2 + epochs)]
+
+
+@pytest.mark.parametrize("local_rank, is_read", [("0", True), ("1", False)])
+def test_one_rank_of_a_host_asks_the_disks(monkeypatch, local_rank, is_read):
+    """A smartctl per disk from each of eight ranks would be eight times the work."""
+    monkeypatch.setenv("LOCAL_RANK", local_rank)
+    collectors = {name for name, _up, _reason in make_sampler(Config()).state()}
+
+    assert ("smart" in collectors) is is_read
+    assert "disk" in collectors
 
 
 def test_a_second_instrument_is_a_warning(tmp_path):

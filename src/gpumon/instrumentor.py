@@ -196,8 +196,7 @@ class Recording:
                 for tracer, extra in self._output.tracers():
                     span = emit_step(tracer, step, self._clock, window, extra)
                     for worker_id, fetch in filter(None, fetches):
-                        why = {"gpumon.keep.reason": step.keep_reason}  # it is kept where its step is
-                        emit_fetch(tracer, span, worker_id, fetch, self._clock, {**extra, **why})
+                        emit_fetch(tracer, span, step.keep_reason, worker_id, fetch, self._clock, extra)
                 if span is not None and not step.failed:  # the last one is in our own export, where there is one
                     self._output.exemplify(span, histogram_values(step), self._clock.wall(step.end_ns))
             train = self._tracer.totals.stages.get("train")

@@ -69,6 +69,20 @@ def numbers(sink):
     return [span.attributes["n"] for signal, batch in sink.written if signal == "traces" for span in batch]
 
 
+def test_what_comes_while_it_delivers_is_no_failure(sink, caplog):
+    """Another signal's batch, queued meanwhile, waits for the next round: nobody refused it."""
+    outlet = Outlet(sink, None)
+    outlet.add("metrics", "first", 1)
+    outlet.add("logs", "second", 1)
+    sink.write_logs = lambda records: outlet.add("metrics", "third", 1) or True
+
+    outlet.deliver()
+    assert not caplog.records
+
+    outlet.deliver()
+    assert [batch for _, batch in sink.written] == ["first", "third"]
+
+
 def test_everything_is_written_once_in_order(sink):
     """Two rounds: each span once."""
     export = an_export(sink)

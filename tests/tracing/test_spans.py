@@ -9,8 +9,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
+from gpumon.tracing.fetch_ring import Fetch
 from gpumon.tracing.records import Step
-from gpumon.tracing.spans import Clock, RunSpan, emit_step
+from gpumon.tracing.spans import Clock, RunSpan, emit_fetch, emit_step
 
 
 @pytest.fixture
@@ -34,6 +35,26 @@ def a_step(**changes):
     ]
     settings = {"number": 7, "stage": "train", "epoch": 2, "samples": 32, "keep_reason": "slow"}
     return Step(**{**settings, **changes}, begin_ns=begin, end_ns=begin + 90_000_000, spans=parts, phase_ns={})
+
+
+def test_a_fetch_is_a_trace_of_its_own_and_kept_like_its_step(tracer, exporter):
+    """In its worker's time, linked to the step, with why that one is kept."""
+    step = a_step()
+    root = emit_step(tracer, step, Clock(), {}, {})
+    fetch = Fetch(step.begin_ns - 50_000_000, step.begin_ns, 20_000_000, 0, 4096, 3, 0)
+    emit_fetch(tracer, root, step.keep_reason, 1, fetch, Clock(), {"gpumon.rank": 1})
+    found = exporter.get_finished_spans()[-1]
+
+    assert (found.name, found.parent, found.end_time - found.start_time) == ("data.fetch", None, 50_000_000)
+    assert [link.context.span_id for link in found.links] == [root.get_span_context().span_id]
+    assert dict(found.attributes) == {
+        "gpumon.worker.id": 1,
+        "gpumon.keep.reason": "slow",
+        "gpumon.fetch.cpu.time": 0.02,
+        "gpumon.fetch.runnable.time": 0.0,
+        "gpumon.fetch.read": 4096,
+        "gpumon.rank": 1,
+    }
 
 
 def test_a_step_is_one_trace(tracer, exporter):

@@ -92,15 +92,25 @@ def emit_step(tracer: Tracer, step: Step, clock: Clock, window: Mapping[str, Any
 
 
 def emit_fetch(
-    tracer: Tracer, step: Span, worker_id: int, fetch: Fetch, clock: Clock, extra: Mapping[str, Any]
+    tracer: Tracer,
+    step: Span,
+    keep_reason: str,
+    worker_id: int,
+    fetch: Fetch,
+    clock: Clock,
+    extra: Mapping[str, Any],
 ) -> None:
-    """End a span over the fetch of a batch in its worker, linked to the step that used the batch."""
+    """End a span over the fetch of a batch in its worker, linked to the step that used the batch.
+
+    *keep_reason*: the step's; whoever thins traces out keeps both or neither by it.
+    """
     span = tracer.start_span(
         "data.fetch",
         context=Context(),
         links=[Link(step.get_span_context())],
         attributes={
             m.WORKER_ID: worker_id,
+            "gpumon.keep.reason": keep_reason,
             "gpumon.fetch.cpu.time": fetch.cpu_ns / 1e9,
             "gpumon.fetch.runnable.time": fetch.runnable_ns / 1e9,
             "gpumon.fetch.read": fetch.read_bytes,
