@@ -13,6 +13,7 @@ from pathlib import Path
 
 from gpumon import metrics as m
 from gpumon.telemetry.otlp_json import attributes
+from gpumon.tracing.spans import SPAN_NAMES
 
 START_S = 1_790_000_000.0
 RUN_ID = "0123456789abcdef0123456789abcdef"
@@ -114,7 +115,15 @@ def step_spans(number, begin_s, duration_s, phases, reason="sampled", stage="tra
     )
     spans, at = [root], begin_s
     for place, (phase, seconds) in enumerate(phases.items(), 1):
-        child = span(phase, at, seconds, number, number * 16 + place, parent=number * 16, **{"gpumon.phase": phase})
+        child = span(
+            SPAN_NAMES.get(phase, phase),
+            at,
+            seconds,
+            number,
+            number * 16 + place,
+            parent=number * 16,
+            **{"gpumon.phase": phase},
+        )
         spans.append(child)
         at += seconds
     return spans

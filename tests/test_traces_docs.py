@@ -79,7 +79,7 @@ def numbers(traces):
         tags(span)["gpumon.step.number"]
         for trace in traces
         for span in trace["spans"]
-        if ".step" in span["operationName"]
+        if span["operationName"] in ("train.step", "validation.step")
     }
 
 

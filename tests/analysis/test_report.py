@@ -306,7 +306,7 @@ def test_what_was_not_seen_is_said(tmp_path):
 
     assert said["gpu"] == "NVML: driver not loaded"
     assert said[file.name] == "line 5 is damaged, skipped"
-    assert "12 fetch records" in said["fetches"]
+    assert said["fetches"] == "overwritten before they were read, and in no account: 12"
     assert "40 of 200" in said["steps"]
     assert said["traces"].startswith("3 segments were deleted")
     assert said["recording"] == "/usr/bin/other has no gpumon"

@@ -102,7 +102,7 @@ def test_nothing_left_to_read_ends_at_once(folder, fill):
 
 @pytest.mark.disk
 def test_latency_and_parallelism_of_a_slow_disk(slow_disk, fill):
-    """20 ms a read: so long takes one, and eight at a time give eight times as much."""
+    """20 ms a read: so long takes one, and eight at a time give several times as much, never over eight times."""
     files = samples(fill(slow_disk.path / "set", {str(number): 65536 for number in range(40)}))
     access = find_access(files, 512)
     slow_disk.set_delay(0.02)
@@ -110,8 +110,11 @@ def test_latency_and_parallelism_of_a_slow_disk(slow_disk, fill):
     one = measure(whole(files), access, 1, seconds=1)
     eight = measure(whole(files), access, 8, seconds=1)
 
-    assert one.latency_s[0] == pytest.approx(0.02, rel=0.2)
-    assert 5 <= eight.bytes_per_s / one.bytes_per_s <= 9
+    # The delay is a minimum: a busy machine adds to it.
+    most = 65536 / 0.02
+    assert 0.02 <= one.latency_s[0] < 0.04
+    assert one.bytes_per_s <= most
+    assert 4 * one.bytes_per_s <= eight.bytes_per_s <= 8 * most
     assert eight.latency_s is None
 
 

@@ -149,6 +149,14 @@ def test_grpc_headers_and_compression(environment, spans, grpc_receiver, setting
     assert otlp._grpc("traces", None, {})["compression"].name == encoding
 
 
+def test_why_a_batch_was_not_taken(environment, spans):
+    """In the system's own words, not in those of the libraries in between."""
+    sink = OtlpSink("http://127.0.0.1:9")
+
+    assert not sink.write_traces(spans)
+    assert sink.why == "Connection refused"
+
+
 def test_grpc_without_a_scheme(environment, spans, grpc_receiver):
     """`host:port` is TLS, unless `…_INSECURE` says otherwise."""
     endpoint, requests = grpc_receiver

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,9 @@ class Sink(Protocol):
     def write_traces(self, spans: Sequence[ReadableSpan]) -> bool: ...
     def write_logs(self, records: Sequence[Any]) -> bool: ...
     def close(self) -> None: ...
+
+
+_SYSTEM_ERROR = re.compile(r"\[Errno -?\d+\] ([A-Za-z ]+)")
 
 
 class FileSink:
@@ -84,13 +88,19 @@ class OtlpSink:
             said.append(f"{type(error).__name__}: {error}")
             is_taken = False
         if not is_taken:
-            self.why = " ".join(said[0].split())[:300] if said else ""
+            self.why = _reason(said[0]) if said else ""
         return is_taken
 
     def close(self) -> None:
         with _quiet():
             for found in list(self._exporters.values()):
                 found.shutdown()
+
+
+def _reason(said: str) -> str:
+    """What an exporter logged, in one line: the system's own words where they are in it ("Connection refused")."""
+    found = _SYSTEM_ERROR.search(said)
+    return found[1].strip() if found else " ".join(said.split())[:300]
 
 
 class _ThisThread(logging.Filter):

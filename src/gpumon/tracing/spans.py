@@ -19,7 +19,7 @@ from gpumon.tracing.records import Step
 RUN_SPAN_S = 600.0
 """The run's span is ended and begun anew this often: a span that lives for hours is seen by nobody."""
 
-_SPAN_NAMES = {"optimizer": "optimizer.step", "checkpoint": "checkpoint.save"}
+SPAN_NAMES = {"optimizer": "optimizer.step", "checkpoint": "checkpoint.save"}
 
 Window = Callable[[int, int], Mapping[str, Any]]
 """Device readings between two `perf_counter_ns`, as `gpumon.window.*` attributes."""
@@ -78,7 +78,7 @@ def emit_step(tracer: Tracer, step: Step, clock: Clock, window: Mapping[str, Any
     inside = set_span_in_context(root, Context())
     for phase, begin, end in step.spans:
         child = tracer.start_span(
-            _SPAN_NAMES.get(phase, phase),
+            SPAN_NAMES.get(phase, phase),
             context=inside,
             attributes={"gpumon.phase": phase},
             start_time=clock.wall(begin),
