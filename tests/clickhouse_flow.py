@@ -82,9 +82,9 @@ def address(clickhouse: ClickHouse, database: str, run_id: str = "") -> str:
 
 
 def items(run: Path) -> dict[str, int]:
-    """How many spans, points and events the plain files of a run directory hold."""
+    """How many spans, points and events of the run's own processes the plain files of its directory hold."""
     counts = dict.fromkeys(("spans", "points", "logs"), 0)
-    for path in run.glob("*.jsonl"):
+    for path in run.glob("*.*.jsonl"):
         for text in path.read_text().splitlines():
             for kind, count in _of_line(json.loads(text)):
                 counts[kind] += count

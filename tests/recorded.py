@@ -20,21 +20,20 @@ RUN_ID = "0123456789abcdef0123456789abcdef"
 SCOPE = {"name": "gpumon", "version": "0"}
 
 
-def resource(rank=0, instance="instance-0", run_id=RUN_ID, service="train", **extra):
-    """The resource of one process of a run."""
-    return {
-        "attributes": attributes(
-            {
-                "service.name": service,
-                "service.instance.id": instance,
-                "host.name": "node17",
-                "process.pid": 4711,
-                "gpumon.run.id": run_id,
-                "gpumon.rank": rank,
-                **extra,
-            }
-        )
+def resource(rank=0, instance="instance-0", run_id=RUN_ID, service="train", node="", **extra):
+    """The resource of one process of a run; without *run_id* that of a node's agent."""
+    described = {
+        "service.name": service,
+        "service.instance.id": instance,
+        "host.name": "node17",
+        "process.pid": 4711,
+        **extra,
     }
+    if run_id:
+        described |= {"gpumon.run.id": run_id, "gpumon.rank": rank}
+    if node:
+        described["gpumon.node.id"] = node
+    return {"attributes": attributes(described)}
 
 
 def metrics_line(at_s, points, on_points=None, **who):
@@ -200,10 +199,12 @@ class Training:
 class Recorder:
     """Adds up a training's figures and writes a line per window."""
 
-    def __init__(self, directory, rank=0, instance="instance-0", run_id=RUN_ID, start_s=START_S, on_points=None):
+    def __init__(
+        self, directory, rank=0, instance="instance-0", run_id=RUN_ID, start_s=START_S, on_points=None, node=""
+    ):
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
-        self.who = {"rank": rank, "instance": instance, "run_id": run_id}
+        self.who = {"rank": rank, "instance": instance, "run_id": run_id, "node": node}
         self.on_points = on_points
         self.at_s = start_s
         self.sums = {}
@@ -256,12 +257,13 @@ def record(directory, training=None, seconds=20, window_s=1.0, **run):
     return Path(directory)
 
 
-def record_everything(directory, windows=30, run_id=RUN_ID, **run):
+def record_everything(directory, windows=30, run_id=RUN_ID, node="", **run):
     """A run that has something for every view and every table: devices that vary, limits, health, spans, an event.
 
     Two ranks; the second has the application's provider, so that its points say themselves whose they are.
+    With *node*, an agent there exported as well: disks of its own, a GPU of the run and one of somebody else.
     """
-    recorder = Recorder(directory, run_id=run_id)
+    recorder = Recorder(directory, run_id=run_id, node=node)
     for window in range(windows):
         delay = 0.02 + 0.06 * math.sin(window / 4) ** 2
         step_s = 0.05 + delay
@@ -290,8 +292,28 @@ def record_everything(directory, windows=30, run_id=RUN_ID, **run):
     )
     for _ in range(3):
         other.window(Training(workers=0, accounts={("blocked.other", "futex"): 1.0}))
+    if node:
+        exports = [
+            [
+                (m.DISK_IO, 5e6 * number**2, {m.SYSTEM_DEVICE: "nvme7n1", m.DISK_IO_DIRECTION: "read"}),
+                (m.DISK_AWAIT, 0.001 * (1 + number % 3), {m.SYSTEM_DEVICE: "nvme7n1", m.DISK_IO_DIRECTION: "read"}),
+                *((m.GPU_INFO, 1, {m.HW_ID: gpu, m.GPU_INDEX: index}) for index, gpu in enumerate(("GPU-0", "GPU-9"))),
+                *((m.TEMPERATURE, 50 + number, {m.HW_ID: f"{gpu}/core"}) for gpu in ("GPU-0", "GPU-9")),
+                (m.COLLECTOR_UP, 1, {m.COLLECTOR: "disk"}),
+            ]
+            for number in range(1 + windows // 5)
+        ]
+        record_agent(recorder.directory / "agent.jsonl", exports, node, every_s=5.0)
     write_run(directory, ended_s=recorder.at_s, id=run_id, **run)
     return Path(directory)
+
+
+def record_agent(file, exports, node, every_s=15.0, start_s=START_S, instance="agent"):
+    """A node's agent: in *file* one line for each of *exports*, its points, *every_s* seconds apart."""
+    with open(file, "a") as out:
+        for number, points in enumerate(exports):
+            at_s = start_s + number * every_s
+            out.write(metrics_line(at_s, points, run_id="", service="gpumon-agent", instance=instance, node=node))
 
 
 def event_line(at_s, name, given, **who):

@@ -26,7 +26,7 @@ GET = b"GET /v1/health HTTP/1.1\r\nHost: x\r\n\r\n"
 def agent():
     with (
         short_folder() as folder,
-        agent_process(folder, GPUMON_COLLECTORS="disk,host", GPUMON_INTERVALS="disk=0.2,host=0.2") as running,
+        agent_process(folder, GPUMON_COLLECTORS="disk,host", GPUMON_INTERVALS="disk=1,host=1") as running,
     ):
         yield running
 

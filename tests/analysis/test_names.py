@@ -21,7 +21,7 @@ SPAN_ATTRIBUTES = {
     "gpumon.window.gpu.utilization",
     "gpumon.window.io.pressure",
 }
-RESOURCE_ATTRIBUTES = {"gpumon.run.id", "gpumon.rank", "process.pid"}
+RESOURCE_ATTRIBUTES = {"gpumon.node.id", "gpumon.run.id", "gpumon.rank", "process.pid"}
 EVENTS = {"gpumon.gpu.xid"}
 LATER = {"hw.physical_disk.smart", "hw.physical_disk.smart_attribute"}
 

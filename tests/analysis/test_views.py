@@ -13,7 +13,18 @@ from gpumon.analysis.load import load
 from gpumon.analysis.rows import query
 from gpumon.analysis.views import VIEWS, text
 from gpumon.metrics import DURATION_BOUNDS
-from recorded import RUN_ID, START_S, Disk, Gpu, Recorder, Training, record, record_everything, step_spans
+from recorded import (
+    RUN_ID,
+    START_S,
+    Disk,
+    Gpu,
+    Recorder,
+    Training,
+    record,
+    record_agent,
+    record_everything,
+    step_spans,
+)
 
 TRAIN = {m.STAGE: "train"}
 
@@ -323,10 +334,86 @@ def test_every_view_says_what_a_row_is(view):
 
 def test_clickhouse_gives_the_same_rows(tmp_path):
     """One SQL text, two engines: every view, every row, every column."""
-    run = load(record_everything(tmp_path))
+    run = load(record_everything(tmp_path, node="node-17"))
     theirs = clickhouse_oracle.run_views(run.connection, VIEWS)
     for view in VIEWS:
         ours = query(run.connection.execute, f"select * from {view}")
         assert ours, f"{view} is not tested: it is empty"
         assert_same_rows(ours, theirs[view], view)
-    assert {row["run_id"] for row in theirs["gpumon_windows"]} == {RUN_ID}
+    assert {row["run_id"] for row in theirs["gpumon_windows"]} == {RUN_ID, ""}  # the agent belongs to no run
+
+
+def agent_beside(tmp_path):
+    """20 s of a training on node-1 that uses GPU-0 and reads sda itself; agents on node-1 and node-2, every 5 s."""
+    read = {m.DISK_IO_DIRECTION: "read"}
+    exports(
+        tmp_path,
+        *(
+            [
+                (m.GPU_INFO, 1, {m.HW_ID: "GPU-0", m.GPU_INDEX: 0}),
+                (m.DISK_IO, 100 * second, {m.SYSTEM_DEVICE: "sda", **read}),
+                (m.CPU_USABLE, 4, {}),
+            ]
+            for second in range(20)
+        ),
+        node="node-1",
+    )
+    for node, each in (("node-1", 50), ("node-2", 7)):
+        told = [
+            [
+                (m.DISK_IO, each * number, {m.SYSTEM_DEVICE: "sda", **read}),
+                (m.DISK_IO, each * number, {m.SYSTEM_DEVICE: "sdb", **read}),
+                (m.DISK_QUEUE_LENGTH, float(number), {m.SYSTEM_DEVICE: "sdb"}),
+                *((m.GPU_INFO, 1, {m.HW_ID: gpu, m.GPU_INDEX: place}) for place, gpu in enumerate(("GPU-0", "GPU-1"))),
+                *((m.TEMPERATURE, 60, {m.HW_ID: f"{gpu}/core"}) for gpu in ("GPU-0", "GPU-1")),
+                (m.EXPORT_DROPPED, 0, {m.SIGNAL: "metrics"}),
+            ]
+            for number in range(4)
+        ]
+        record_agent(tmp_path / f"{node}.jsonl", told, node, every_s=5.0, start_s=START_S + 2.25, instance=node)
+    return load(tmp_path)
+
+
+def test_a_window_has_what_the_agent_of_its_node_exported(tmp_path):
+    """The reading whose interval holds the window's middle: a gauge as it is, of a counter the window's share."""
+    found = rows(
+        agent_beside(tmp_path),
+        "gpumon_device_windows",
+        ("end_s", "metric", "round(value, 6) as value", "round(delta, 6) as delta"),
+        f"run_id = '{RUN_ID}' and device = 'sdb'",
+    )
+
+    # Exports at 2.25, 7.25, 12.25 and 17.25 s, in which the queue was 0, 1, 2 and 3.
+    held = [0.0] * 2 + [1.0] * 5 + [2.0] * 5 + [3.0] * 5
+    queue = [(end, value) for end, metric, value, _ in found if metric == "gpumon.disk.queue.length"]
+    assert queue == [(float(end), value) for end, value in enumerate(held, 1)]
+    # What the counter was before the first of them is not known.
+    assert [(end, value, delta) for end, metric, value, delta in found if metric == "system.disk.io"] == [
+        (float(end), 10.0, 10.0) for end in range(3, 18)
+    ]
+
+
+def test_what_a_process_reads_itself_is_its_own(tmp_path):
+    """Beside the agent's reading of the same series its own one counts, alone."""
+    found = rows(
+        agent_beside(tmp_path),
+        "gpumon_device_windows",
+        ("value", "delta"),
+        f"run_id = '{RUN_ID}' and device = 'sda' and end_s > {START_S + 1}",
+    )
+
+    assert found == [(100.0, 100.0)] * 19
+
+
+def test_of_the_agents_gpus_those_that_the_process_uses(tmp_path):
+    """A process says which they are; of what an agent says of itself nothing is a run's."""
+    run = agent_beside(tmp_path)
+    mine = f"run_id = '{RUN_ID}'"
+
+    assert rows(run, "(select distinct device from gpumon_device_windows where device like 'GPU%')", ("device",)) == [
+        ("GPU-0/core",),
+        ("GPU-1/core",),
+    ]
+    temperatures = rows(run, "gpumon_device_windows", ("device", "value"), f"{mine} and metric = 'hw.temperature'")
+    assert set(temperatures) == {("GPU-0/core", 60.0)}
+    assert not rows(run, "gpumon_device_windows", ("metric",), f"{mine} and metric like 'gpumon.export.%'")

@@ -7,8 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+
+from otlp_receiver import eventually
 
 
 def command(*arguments):
@@ -85,6 +88,13 @@ def test_a_disk_that_fails_is_exit_code_1(slow_disk, fill):
     assert "none of its files could be read: Input/output error" in " ".join(done.stdout.split())
 
 
+def is_reading(pid):
+    """Whether its fork has threads that wait for a disk."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    tasks = [path.read_text() for child in children for path in Path("/proc", child, "task").glob("*/stat")]
+    return any(text.rpartition(") ")[2].startswith("D") for text in tasks)
+
+
 @pytest.mark.disk
 @pytest.mark.parametrize("delay", [0.2, 4.0])
 def test_ctrl_c_ends_it_at_once(slow_disk, fill, delay):
@@ -95,7 +105,7 @@ def test_ctrl_c_ends_it_at_once(slow_disk, fill, delay):
     process = subprocess.Popen(
         command(slow_disk.path / "set"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     )
-    time.sleep(2.5)
+    eventually(lambda: is_reading(process.pid), timeout_s=20)
     slow_disk.set_delay(delay)
     time.sleep(0.3)  # now every reader waits for the disk
     assert process.poll() is None

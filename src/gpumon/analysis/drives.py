@@ -16,11 +16,9 @@ _PERCENT = 100.0
 
 def drives_of(execute: Execute, disks: Mapping[str, Mapping[str, Any]]) -> list[Drive]:
     """Every physical disk that told its health. *disks*: rows of `gpumon_disks` by device."""
-    known = query(execute, "select * from gpumon_physical_disks order by serial_number")
+    health = _health(execute)
+    known = _known(execute, health)
     errors = _io_errors(execute)
-    health: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in query(execute, "select * from gpumon_disk_health"):
-        health[row["serial_number"]].append(row)
     remembered, failed = _growth(execute), _failed(execute)
     drives = [
         _drive(row, health[serial], remembered[serial], failed[serial], disks)
@@ -37,6 +35,30 @@ def drives_of(execute: Execute, disks: Mapping[str, Mapping[str, Any]]) -> list[
         if not behind:
             drives.append(_unknown(name, count, disks))
     return drives
+
+
+def _health(execute: Execute) -> dict[str, list[dict[str, Any]]]:
+    """By disk: its attributes and counters, whether the run or the node's agent read them first and last."""
+    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for row in query(execute, "select * from gpumon_disk_health order by first_s, last_s"):
+        first = found.setdefault((row["serial_number"], row["metric"], row["attribute"]), row)
+        if row["last_s"] > first["last_s"]:
+            first["growth"] = row["last_value"] - first["first_value"]
+            first |= {name: row[name] for name in ("last_s", "last_value", "run_id")}
+    by_disk: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in found.values():
+        by_disk[row["serial_number"]].append(row)
+    return by_disk
+
+
+def _known(execute: Execute, health: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """What is known of each disk, by whoever read it last."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in query(execute, "select * from gpumon_physical_disks order by serial_number, run_id desc"):
+        readers = {each["run_id"] for each in health[row["serial_number"]]}
+        if row["serial_number"] not in found or row["run_id"] in readers:
+            found[row["serial_number"]] = row
+    return list(found.values())
 
 
 def _drive(

@@ -257,6 +257,8 @@ def _trainer_cpu_s(devices: Devices, rows: list[dict[str, Any]], steps: Steps) -
 
 def _blind(execute: Execute) -> dict[str, str]:
     rows = query(
-        execute, "select collector, max(reason) as reason, min(up) as up from gpumon_collectors group by collector"
+        execute,
+        """select collector, max(reason) as reason, min(up) as up from gpumon_collectors
+        where run_id = (select max(run_id) from gpumon_collectors) group by collector""",
     )
     return {row["collector"]: row["reason"] or "not read" for row in rows if not row["up"]}

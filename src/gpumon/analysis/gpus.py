@@ -14,7 +14,8 @@ from gpumon.rules.evidence import Gpu, share
 def gpus_of(execute: Execute, devices: Devices, lengths: dict[When, float], rows: list[dict[str, Any]]) -> list[Gpu]:
     """Every GPU that the process of *devices* sampled, by index; *rows*: its windows, in time order."""
     training = _training(rows)
-    known = {row["device"]: row for row in query(execute, "select device, gpu_index, model from gpumon_gpus")}
+    facts = "select device, max(gpu_index) as gpu_index, max(model) as model from gpumon_gpus group by device"
+    known = {row["device"]: row for row in query(execute, facts)}
     xids = _xids(execute)
     ids = {device for (device, part, _), _ in devices.each("hw.gpu.utilization") if part in ("general", "")}
     ids |= {device for (device, part, _), _ in devices.each("hw.status") if device in known or device in xids}

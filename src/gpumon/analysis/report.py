@@ -118,7 +118,9 @@ def _span(execute: Execute, info: Mapping[str, Any]) -> tuple[float, float]:
     """(start in seconds since 1970, seconds until the end or the last sign of life)."""
     begin = unix_s(info.get("started"))
     end = unix_s(info.get("ended"))
-    row = execute("select min(begin_s), max(end_s) from stg_windows").fetchone()
+    row = execute(
+        "select min(begin_s), max(end_s) from stg_windows where run_id = (select max(run_id) from stg_windows)"
+    ).fetchone()
     first, last = row or (None, None)
     if begin is None:
         begin = first
@@ -153,11 +155,13 @@ def _run(run: Source, info: Mapping[str, Any], gathered: Gathered, begin_s: floa
 
 
 def _speakers(execute: Execute) -> list[dict[str, Any]]:
-    """Service and host of everyone who recorded anything."""
+    """Service and host of everyone who recorded anything; a node's agent is not of the run."""
     tables = ("otel_metrics_gauge", "otel_metrics_sum", "otel_traces", "otel_logs")
     each = (
         f"""select distinct coalesce("ResourceAttributes"['service.name'], '') as service,
-            coalesce("ResourceAttributes"['host.name'], '') as host from {table}"""
+            coalesce("ResourceAttributes"['host.name'], '') as host from {table}
+        where coalesce("ResourceAttributes"['gpumon.run.id'], '') <> ''
+            or coalesce("ResourceAttributes"['gpumon.node.id'], '') = ''"""
         for table in tables
     )
     return query(execute, f"select distinct service, host from ({' union all '.join(each)}) as everyone order by all")

@@ -71,8 +71,12 @@ def query(execute: Execute, sql: str, parameters: Iterable[Any] = ()) -> list[di
 
 
 def processes(execute: Execute) -> list[Process]:
-    """Who recorded metrics, by rank."""
-    rows = query(execute, "select instance, rank, host from gpumon_processes order by rank, instance")
+    """Who recorded metrics, by rank; a node's agent is not of the run."""
+    rows = query(
+        execute,
+        "select distinct instance, rank, host from gpumon_processes "
+        "where run_id <> '' or node = '' order by rank, instance",
+    )
     return [Process(row["instance"], row["rank"], row["host"]) for row in rows]
 
 

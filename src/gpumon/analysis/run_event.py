@@ -47,7 +47,7 @@ def run_event(execute: Execute) -> dict[str, Any]:
         info = json.loads(row[0]) if row else {}
     except ValueError:
         return {}
-    ids = {run_id for (run_id,) in execute("select distinct run_id from stg_windows").fetchall()}
+    ids = {run_id for (run_id,) in execute("select distinct run_id from stg_windows").fetchall() if run_id}
     return info if isinstance(info, dict) and ids <= {info.get("id")} else {}
 
 

@@ -14,12 +14,12 @@ _HOST: Final = frozenset(
     metric.name for metric in (m.CPU_UTILIZATION, m.CPU_BUSIEST, m.MEMORY_USAGE, m.MEMORY_AVAILABLE)
 )
 _PRESSURE: Final = frozenset(metric.name for metric in (m.PRESSURE_STALL_TIME, m.PRESSURE_STALL_RATIO))
-# Of a device, but not the same for all: limits of a cgroup, what a process measured, what it uses.
+# Of a device, but not the same for all: limits of a cgroup, what a process measured, which devices it uses.
 _OWN: Final = frozenset(
     metric.name
     for metric in (
         *(m.DISK_LIMIT_IO, m.DISK_LIMIT_OPERATIONS, m.DISK_UNLOADED_AWAIT, m.DISK_UNLOADED_QUEUE),
-        m.GPU_PROCESS_MEMORY_USAGE,
+        *(m.GPU_PROCESS_MEMORY_USAGE, m.GPU_INFO),
     )
 )
 

@@ -11,8 +11,9 @@ from typing import Any
 from gpumon.analysis.clickhouse.address import Address, parse
 from gpumon.analysis.clickhouse.install import check_views
 from gpumon.analysis.clickhouse.server import Answer, Server
-from gpumon.analysis.clickhouse.tables import READ, TIMES, of_run
+from gpumon.analysis.clickhouse.tables import READ, TIMES, of_agents, of_run
 from gpumon.analysis.clickhouse.text import literal
+from gpumon.analysis.one_run import AFTER_S, BEFORE_S
 from gpumon.analysis.source import Execute
 from gpumon.analysis.views import SETTINGS
 from gpumon.errors import RunError
@@ -86,14 +87,15 @@ def choose(runs: Sequence[KnownRun], address: Address) -> KnownRun:
 
 
 class RunQueries:
-    """Runs queries on rows of one run alone: the filter is on the tables below the views, which stay as they are."""
+    """Runs queries on rows of one run alone: the filter is on the tables below the views, which stay as they are.
+
+    What agents exported on its nodes meanwhile belongs to it.
+    """
 
     def __init__(self, server: Server, run: KnownRun) -> None:
         self._server = server
-        filters = {
-            f"{server.address.database}.{table}": f"({of_run(table, run.id)}) and {_meanwhile(table, run)}"
-            for table in READ
-        }
+        nodes = _nodes(server, run)
+        filters = {f"{server.address.database}.{table}": _condition(table, run, nodes) for table in READ}
         pairs = ", ".join(f"{literal(table)}: {literal(condition)}" for table, condition in filters.items())
         self._settings = f"settings {SETTINGS['clickhouse']}, additional_table_filters = {{{pairs}}}"
 
@@ -106,9 +108,27 @@ class RunQueries:
         return self._server.query(f"{text}\n{self._settings}", given)
 
 
-def _meanwhile(table: str, run: KnownRun) -> str:
-    time, first, last = TIMES[table], int(run.begin_s - MARGIN_S), int(run.end_s + MARGIN_S)
-    return f"{time} >= toDateTime({first}) and {time} < toDateTime({last})"
+def _nodes(server: Server, run: KnownRun) -> list[str]:
+    table = "otel_metrics_gauge"
+    rows = server.query(
+        f"""select distinct ResourceAttributes['gpumon.node.id'] as node from {table}
+        where MetricName = 'gpumon.collector.up' and node <> ''
+            and ({of_run(table, run.id)}) and {_between(table, run.begin_s - 1, run.end_s + 1)}
+        order by node"""
+    ).rows
+    return [node for (node,) in rows]
+
+
+def _condition(table: str, run: KnownRun, nodes: Sequence[str]) -> str:
+    own = f"({of_run(table, run.id)}) and {_between(table, run.begin_s - MARGIN_S, run.end_s + MARGIN_S)}"
+    if not nodes:
+        return own
+    return f"({own}) or ({of_agents(nodes)} and {_between(table, run.begin_s - BEFORE_S, run.end_s + AFTER_S)})"
+
+
+def _between(table: str, begin_s: float, end_s: float) -> str:
+    time = TIMES[table]
+    return f"{time} >= toDateTime({int(begin_s)}) and {time} < toDateTime({int(end_s) + 1})"
 
 
 def _type(value: object) -> str:

@@ -6,7 +6,7 @@ columns are the exporter's, which inserts with `create_schema: false`; keys, cod
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from gpumon.analysis.clickhouse.text import identifier, literal
@@ -219,6 +219,12 @@ def of_run(table: str, run: str) -> str:
     """The condition that a row is of a run; where the provider is the application's, rows say it themselves."""
     maps = ("ResourceAttributes", ATTRIBUTES[table])
     return " or ".join(f"{name}['gpumon.run.id'] = {literal(run)}" for name in maps)
+
+
+def of_agents(nodes: Iterable[str]) -> str:
+    """The condition that a row is of an agent on one of *nodes*: of these only agents belong to no run."""
+    names = ", ".join(map(literal, nodes))
+    return f"ResourceAttributes['gpumon.run.id'] = '' and ResourceAttributes['gpumon.node.id'] in ({names})"
 
 
 def on_cluster(cluster: str | None) -> str:

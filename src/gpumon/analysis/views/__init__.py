@@ -29,6 +29,7 @@ VIEWS = (
     "gpumon_limits",
     "gpumon_fetch_accounts",
     "gpumon_fetches",
+    "stg_agent_windows",
     "gpumon_device_windows",
     "gpumon_windows",
     "gpumon_correlations",

@@ -1,0 +1,176 @@
+"""Runs whose devices the node's agent exports: a backend has them in two parts, reports put these together."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from agent_process import agent_process, short_folder
+from clickhouse_flow import Gateway, address
+from compare_rows import is_same
+from gpumon import metrics as m
+from gpumon.analysis.clickhouse.address import parse
+from gpumon.analysis.clickhouse.install import install
+from gpumon.analysis.clickhouse.server import Server
+from gpumon.analysis.clickhouse.tables import Layout
+from gpumon.analysis.report import build_report
+from gpumon.system.node_series import device_of
+from otlp_receiver import eventually
+from peers import ClickHouse, needs_clickhouse, needs_collector
+from recorded import START_S, Disk, Gpu, Recorder, Training
+
+TRAIN = Path(__file__).parents[1] / "scenarios" / "train.py"
+RUN_IDS = {"node-1": "aa" * 16, "node-2": "bb" * 16}
+
+
+def drive(serial, device, reallocated):
+    disk = {m.HW_ID: serial}
+    return [
+        (m.SMART_INFO, 1, {**disk, m.HW_MODEL: "SSD 870", m.SYSTEM_DEVICE: device}),
+        (m.SMART_COUNT, reallocated, {**disk, m.SMART_COUNTER: "reallocated"}),
+        (m.STATUS, 1, {**disk, m.HW_STATE: "predicted_failure"}),
+    ]
+
+
+def in_two_parts(line, node, is_exported_by_agent):
+    """A line of a process as it sends it beside an agent, and what of it the agent sends."""
+    own = json.loads(line)
+    agents = copy.deepcopy(own)
+    for part, is_agents in ((own, False), (agents, True)):
+        for resource in part["resourceMetrics"]:
+            for scope in resource["scopeMetrics"]:
+                for metric in scope["metrics"]:
+                    (data,) = (metric[kind] for kind in ("gauge", "sum", "histogram") if kind in metric)
+                    data["dataPoints"] = [
+                        point for point in data["dataPoints"] if is_machines(metric["name"], point) == is_agents
+                    ]
+    described = agents["resourceMetrics"][0]["resource"]["attributes"]
+    described[:] = [each for each in described if each["key"] not in ("gpumon.run.id", "gpumon.rank")]
+    for each in described:
+        if each["key"] in ("service.name", "service.instance.id"):
+            each["value"] = {"stringValue": f"{each['key']} of the agent on {node}"}
+    return [own, agents] if is_exported_by_agent else [own]
+
+
+def is_machines(name, point):
+    given = {each["key"]: next(iter(each["value"].values())) for each in point.get("attributes", ())}
+    return device_of(name, given) is not None
+
+
+def recording(folder, node, begin_s, **training):
+    recorder = Recorder(folder, run_id=RUN_IDS[node], node=node, start_s=START_S + begin_s, instance=node)
+    for window in range(40):
+        extra = drive(f"S6-{node}", "loop0", 300 + window)
+        recorder.window(Training(extra=extra, **training))
+    return recorder.metrics
+
+
+@pytest.fixture
+def two_nodes(tmp_path):
+    """Run directories' metrics by node, and a Collector's file of both: every fifth export of the machine's series."""
+    alone = {
+        "node-1": recording(tmp_path / "1", "node-1", 0.0, gpus=[Gpu(busy=0.2)], disks=[Disk(unloaded_s=0.078)]),
+        "node-2": recording(tmp_path / "2", "node-2", 300.0, disks=[Disk("sdq", await_s=0.0004, utilization=0.1)]),
+    }
+    parts = [
+        part
+        for node, metrics in alone.items()
+        for number, line in enumerate(metrics.read_text().splitlines())
+        for part in in_two_parts(line, node, number % 5 == 4)
+    ]
+    file = tmp_path / "otlp.jsonl"
+    file.write_text("".join(json.dumps(part) + "\n" for part in parts))
+    return alone, file
+
+
+@pytest.mark.parametrize("node", ["node-1", "node-2"])
+def test_the_report_is_that_of_the_run_directory(two_nodes, node):
+    """Verdict, causes, and every device's figures, of the own node alone; an agent is no process of the run."""
+    alone, file = two_nodes
+    expected, found = build_report(alone[node]).as_dict(), build_report(f"{file}?run={RUN_IDS[node]}").as_dict()
+
+    for part in ("verdict", "steps"):
+        assert is_same(expected[part], found[part])
+    assert found["run"]["service"] == "train"
+    assert [(each["rule"], each["cause"], each["device"]) for each in found["findings"]] == [
+        (each["rule"], each["cause"], each["device"]) for each in expected["findings"]
+    ]
+    assert [device["id"] for device in found["devices"]] == [device["id"] for device in expected["devices"]]
+    for mine, theirs in zip(found["devices"], expected["devices"], strict=True):
+        for figure in ("await_s", "queue_length", "utilization", "read_bytes_per_s", "temperature_celsius"):
+            if figure in theirs:
+                assert mine[figure]["mean"] == pytest.approx(theirs[figure]["mean"], rel=0.01), (mine["id"], figure)
+
+
+def test_the_reports_have_something_to_compare(two_nodes):
+    """Without the agents' part there would be neither disk nor GPU nor its health."""
+    alone, _ = two_nodes
+    content = build_report(alone["node-1"]).as_dict()
+
+    assert content["findings"][0]["cause"] == "disk_slow"
+    assert {"DiskFailing"} <= {each["rule"] for each in content["findings"]}
+    assert [device["id"] for device in content["devices"]][:2] == ["loop0", "GPU-0"]
+
+
+def judged(name):
+    """(verdict, cause, device) of the first finding."""
+    content = build_report(name).as_dict()
+    first = content["findings"][0] if content["findings"] else {"cause": None, "device": None}
+    return content["verdict"], first["cause"], first["device"]
+
+
+def senders(file, device):
+    """How often each service sent the utilization of a disk."""
+    sent = Counter()
+    for line in map(json.loads, file.read_text().splitlines()):
+        for resource in line.get("resourceMetrics", ()):
+            described = {each["key"]: each["value"] for each in resource["resource"]["attributes"]}
+            for scope in resource["scopeMetrics"]:
+                for metric in scope["metrics"]:
+                    if metric["name"] == "gpumon.disk.utilization" and f'"{device}"' in json.dumps(metric):
+                        sent[described["service.name"]["stringValue"]] += 1
+    return sent
+
+
+@needs_collector
+@needs_clickhouse
+@pytest.mark.disk
+def test_a_training_beside_an_agent(slow_disk, tmp_path):
+    """Both send to the Collector: its file and ClickHouse give the verdict of the run directory, on the same disk."""
+    data = slow_disk.path / "data"
+    data.mkdir()
+    for number in range(900):
+        (data / f"{number:04}.bin").write_bytes(bytes(16384))
+    slow_disk.drop_caches()
+    slow_disk.set_delay(0.03)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "GPUMON_"))}
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "gpumon", "run", "--no-report", "--out", run, "--", sys.executable, TRAIN]
+    options = f"--data {data} --workers 2 --batch 4 --pause 0.01".split()
+    with short_folder() as folder, ClickHouse(tmp_path / "engine") as clickhouse:
+        clickhouse.query("create database ours")
+        with Server(parse(address(clickhouse, "ours"))) as server:
+            install(server, layout=Layout())
+        with Gateway(tmp_path / "collector", clickhouse) as gateway:
+            to_gateway = {"OTEL_EXPORTER_OTLP_ENDPOINT": gateway.http, "OTEL_METRIC_EXPORT_INTERVAL": "2000"}
+            with agent_process(folder, **to_gateway) as agent:
+                eventually(lambda: agent.ask("/v1/health")["exports"], timeout_s=20)
+                own = {"GPUMON_EXPORT": "otlp+file", "GPUMON_AGENT_SOCKET": str(agent.socket)}
+                subprocess.run([*command, *options], env={**kept, **to_gateway, **own}, check=True, timeout=120)
+            expected = judged(run)
+            assert expected == ("data_loading_bound", "disk_slow", slow_disk.device)
+            in_clickhouse = address(clickhouse, "ours", json.loads((run / "run.json").read_text())["id"])
+            for name in (str(gateway.file), in_clickhouse):
+                eventually(lambda name=name: judged(name) == expected, timeout_s=30)
+                (disk,) = (each for each in build_report(name).devices if each["id"] == slow_disk.device)
+                assert disk["holds_dataset"]
+                assert 0.03 < disk["await_s"]["mean"] < 0.06
+                assert disk["utilization"]["mean"] > 0.8
+            sent = senders(gateway.file, slow_disk.device)
+            assert sent["gpumon-agent"] > 3
+            assert sent["train"] < 3  # until it knew of the agent
