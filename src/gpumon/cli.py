@@ -435,12 +435,12 @@ def agent(socket: Path | None, group: str | None, prometheus: str | None, config
 @click.option(
     "--run",
     "recorded",
-    type=click.Path(path_type=Path),
     metavar="RUN",
-    help="Hold this run's num_workers against the CPUs. Default: the newest run under gpumon-runs/.",
+    help="Hold this run's num_workers against the CPUs: a directory, a file or the URL of one. "
+    "Default: the newest run under gpumon-runs/.",
 )
 @click.argument("paths", nargs=-1, metavar="[PATH]...")
-def doctor(as_json: bool, quick: bool, recorded: Path | None, paths: tuple[str, ...]) -> int:
+def doctor(as_json: bool, quick: bool, recorded: str | None, paths: tuple[str, ...]) -> int:
     """Check the set-up, and name the command that repairs it.
 
     PATH is where the data set lies: which disk is behind it?

@@ -99,7 +99,7 @@ class Somewhere:
 
     def place(self, *, uid=1000, paths=(), run=None, **environment):
         variables = {"PATH": str(self.tools), **environment}
-        return Place(root=self.root, environment=variables, uid=uid, paths=tuple(map(str, paths)), run=run)
+        return Place(root=self.root, environment=variables, uid=uid, paths=tuple(map(str, paths)), run=run and str(run))
 
 
 @contextlib.contextmanager

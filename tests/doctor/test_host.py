@@ -36,6 +36,17 @@ def test_more_workers_than_cpus(somewhere, tmp_path):
     examined.names("warning", cause, "num_workers=1, or raise the limit")
 
 
+def test_the_workers_of_a_run_elsewhere(somewhere, tmp_path):
+    """A run that was archived is named by its URL."""
+    import fsspec
+
+    quota(somewhere, "100000 100000\n")
+    run = record(tmp_path / "run", Training(workers=16), seconds=3)
+    fsspec.filesystem("memory").put(str(run), "/archive/run", recursive=True)
+
+    assert "num_workers=16" in examine(somewhere.place(run="memory://archive/run"), "loader").text
+
+
 def test_workers_that_fit(somewhere, tmp_path):
     """One worker on one CPU."""
     quota(somewhere, "100000 100000\n")

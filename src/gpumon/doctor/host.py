@@ -68,31 +68,31 @@ def _loader(place: Place) -> Loader | None:
 class Loader:
     """`workers` of each of the `ranks` that ran on one host."""
 
-    run: Path
     workers: int
     ranks: int
 
 
-def loader_of(run: Path | None) -> Loader | None:
-    """The loader of a run, or of the newest one under gpumon-runs/; None where it had no workers.
+def loader_of(run: str | None) -> Loader | None:
+    """The loader of a run (a path or a URL), or of the newest one under gpumon-runs/; None where it had no workers.
 
     Raises:
         gpumon.errors.RunError: there is no such run.
     """
     from gpumon.analysis.load import check, newest_run
+    from gpumon.analysis.remote import local
 
-    path = newest_run() if run is None else run
-    check(path)
-    files = sorted(path.glob("metrics.*.jsonl")) or sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     workers: list[int] = []
     hosts: Counter[str] = Counter()
-    for file in files:
-        if (found := _last(file)) is not None and found[0] > 0:
-            workers.append(found[0])
-            hosts[found[1]] += 1
+    with local(newest_run() if run is None else run) as path:
+        check(path)
+        files = sorted(path.glob("metrics.*.jsonl")) or sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+        for file in files:
+            if (found := _last(file)) is not None and found[0] > 0:
+                workers.append(found[0])
+                hosts[found[1]] += 1
     if not workers:
         return None
-    return Loader(path, max(workers), max(hosts.values()))
+    return Loader(max(workers), max(hosts.values()))
 
 
 def _last(file: Path) -> tuple[int, str] | None:

@@ -39,7 +39,7 @@ class Place:
     root: Path = Path("/")
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
     paths: tuple[str, ...] = ()
-    run: Path | None = None
+    run: str | None = None
     quick: bool = False
     uid: int = field(default_factory=os.geteuid)
     _shared: dict[str, Future[Any]] = field(default_factory=dict)
