@@ -103,7 +103,13 @@ def test_ctrl_c_ends_it_at_once(slow_disk, fill, delay):
     slow_disk.drop_caches()
     slow_disk.set_delay(0.1)
     process = subprocess.Popen(
-        command(slow_disk.path / "set"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+        command(slow_disk.path / "set"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        # A shell ignores Ctrl-C in what it starts in the background, and so does all that comes of that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     eventually(lambda: is_reading(process.pid), timeout_s=20)
     slow_disk.set_delay(delay)

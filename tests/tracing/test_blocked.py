@@ -63,7 +63,7 @@ def looks(points, pid, thread=None, seconds=15.0):
 
 def mostly(said):
     point, share = said.most_common(1)[0]
-    assert share >= 0.7, said
+    assert share >= 0.6, said  # a busy machine lets a thread wait for a CPU now and then
     return point
 
 
