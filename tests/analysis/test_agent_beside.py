@@ -22,18 +22,18 @@ from gpumon.analysis.report import build_report
 from gpumon.system.node_series import device_of
 from otlp_receiver import eventually
 from peers import ClickHouse, needs_clickhouse, needs_collector
-from recorded import START_S, Disk, Gpu, Recorder, Training
+from recorded import START_S, Disk, Gpu, Recorder, Training, record_agent
 
 TRAIN = Path(__file__).parents[1] / "scenarios" / "train.py"
 RUN_IDS = {"node-1": "aa" * 16, "node-2": "bb" * 16}
 
 
-def drive(serial, device, reallocated):
+def drive(serial, device, reallocated, state="predicted_failure"):
     disk = {m.HW_ID: serial}
     return [
         (m.SMART_INFO, 1, {**disk, m.HW_MODEL: "SSD 870", m.SYSTEM_DEVICE: device}),
         (m.SMART_COUNT, reallocated, {**disk, m.SMART_COUNTER: "reallocated"}),
-        (m.STATUS, 1, {**disk, m.HW_STATE: "predicted_failure"}),
+        (m.STATUS, 1, {**disk, m.HW_STATE: state}),
     ]
 
 
@@ -115,6 +115,23 @@ def test_the_reports_have_something_to_compare(two_nodes):
     assert content["findings"][0]["cause"] == "disk_slow"
     assert {"DiskFailing"} <= {each["rule"] for each in content["findings"]}
     assert [device["id"] for device in content["devices"]][:2] == ["loop0", "GPU-0"]
+
+
+def test_a_disk_that_the_training_read_first_and_the_agent_later(tmp_path):
+    """One disk, as well as it was at last, and what it grew over both."""
+    recorder = Recorder(tmp_path, node="node-1")
+    for window in range(40):
+        extra = drive("S6", "loop0", 0, "ok") if window < 3 else []
+        recorder.window(Training(extra=extra, disks=[Disk(unloaded_s=0.078)]))
+    file = tmp_path / "otlp.jsonl"
+    record_agent(file, [drive("S6", "loop0", 8)] * 3, "node-1", every_s=10.0, start_s=START_S + 10)
+    with file.open("a") as out:
+        out.write(recorder.metrics.read_text())
+    content = build_report(file).as_dict()
+
+    (failing,) = (each for each in content["findings"] if each["rule"] == "DiskFailing")
+    assert "+8 since the run began" in failing["summary"]
+    assert content["devices"][0]["health"] == "predicted_failure"
 
 
 def judged(name):

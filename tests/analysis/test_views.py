@@ -393,6 +393,16 @@ def test_a_window_has_what_the_agent_of_its_node_exported(tmp_path):
     ]
 
 
+def test_before_an_agent_exported_there_is_nothing_of_it(tmp_path):
+    """Its first reading is of its own interval, not of all that was before."""
+    exports(tmp_path, *([(m.DISK_IO, 1, {m.SYSTEM_DEVICE: "sda"})] for _second in range(20)), node="node-1")
+    told = [[(m.DISK_IO, 1, {m.SYSTEM_DEVICE: "sdb"}), (m.DISK_QUEUE_LENGTH, 1.0, {m.SYSTEM_DEVICE: "sdb"})]] * 2
+    record_agent(tmp_path / "agent.jsonl", told, "node-1", every_s=5.0, start_s=START_S + 12.25)
+    found = rows(load(tmp_path), "gpumon_device_windows", ("end_s",), f"run_id = '{RUN_ID}' and metric like '%queue%'")
+
+    assert found == [(float(end),) for end in range(8, 18)]
+
+
 def test_what_a_process_reads_itself_is_its_own(tmp_path):
     """Beside the agent's reading of the same series its own one counts, alone."""
     found = rows(

@@ -156,13 +156,18 @@ def _run(run: Source, info: Mapping[str, Any], gathered: Gathered, begin_s: floa
 
 def _speakers(execute: Execute) -> list[dict[str, Any]]:
     """Service and host of everyone who recorded anything; a node's agent is not of the run."""
-    tables = ("otel_metrics_gauge", "otel_metrics_sum", "otel_traces", "otel_logs")
+    tables = {
+        "otel_metrics_gauge": "Attributes",
+        "otel_metrics_sum": "Attributes",
+        "otel_traces": "SpanAttributes",
+        "otel_logs": "LogAttributes",
+    }
     each = (
         f"""select distinct coalesce("ResourceAttributes"['service.name'], '') as service,
             coalesce("ResourceAttributes"['host.name'], '') as host from {table}
-        where coalesce("ResourceAttributes"['gpumon.run.id'], '') <> ''
+        where coalesce("ResourceAttributes"['gpumon.run.id'], '') <> '' or coalesce("{own}"['gpumon.run.id'], '') <> ''
             or coalesce("ResourceAttributes"['gpumon.node.id'], '') = ''"""
-        for table in tables
+        for table, own in tables.items()
     )
     return query(execute, f"select distinct service, host from ({' union all '.join(each)}) as everyone order by all")
 

@@ -123,7 +123,7 @@ def _condition(table: str, run: KnownRun, nodes: Sequence[str]) -> str:
     own = f"({of_run(table, run.id)}) and {_between(table, run.begin_s - MARGIN_S, run.end_s + MARGIN_S)}"
     if not nodes:
         return own
-    return f"({own}) or ({of_agents(nodes)} and {_between(table, run.begin_s - BEFORE_S, run.end_s + AFTER_S)})"
+    return f"({own}) or ({of_agents(table, nodes)} and {_between(table, run.begin_s - BEFORE_S, run.end_s + AFTER_S)})"
 
 
 def _between(table: str, begin_s: float, end_s: float) -> str:

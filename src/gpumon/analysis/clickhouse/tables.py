@@ -221,10 +221,14 @@ def of_run(table: str, run: str) -> str:
     return " or ".join(f"{name}['gpumon.run.id'] = {literal(run)}" for name in maps)
 
 
-def of_agents(nodes: Iterable[str]) -> str:
-    """The condition that a row is of an agent on one of *nodes*: of these only agents belong to no run."""
+def of_agents(table: str, nodes: Iterable[str]) -> str:
+    """The condition that a row is of an agent on one of *nodes*: of what names a node only agents belong to no run."""
     names = ", ".join(map(literal, nodes))
-    return f"ResourceAttributes['gpumon.run.id'] = '' and ResourceAttributes['gpumon.node.id'] in ({names})"
+    own = ATTRIBUTES[table]
+    return (
+        f"ResourceAttributes['gpumon.run.id'] = '' and {own}['gpumon.run.id'] = '' "
+        f"and ResourceAttributes['gpumon.node.id'] in ({names})"
+    )
 
 
 def on_cluster(cluster: str | None) -> str:
