@@ -29,19 +29,25 @@ typedef struct { int gpu, mig; } Device;
 typedef struct { char name[64]; uint32_t hash; int gpu; double value; char text[64]; } Key;
 typedef struct { uint64_t at; union { uint32_t u; uint64_t q; } value; } Sample;
 
-static Device devices[MAX_GPUS], instances[MAX_GPUS][MAX_MIG];
-static Key keys[MAX_KEYS];
-static int n_keys, n_gpus;
-static long generation;  // of the state
 typedef struct { int is_set, code, type; double value; } FieldState;
-static FieldState fields_of[MAX_GPUS + 1][MAX_FIELDS];
+typedef struct {
+    long generation;
+    int n_keys, n_gpus, every_error, lost[MAX_GPUS];
+    int error_of[MAX_FUNCTIONS][MAX_GPUS + 1], hangs[MAX_FUNCTIONS][MAX_GPUS + 1];
+    Key keys[MAX_KEYS];
+    FieldState fields_of[MAX_GPUS + 1][MAX_FIELDS];
+} State;
+
+static Device devices[MAX_GPUS], instances[MAX_GPUS][MAX_MIG];
+/* A file is read into the next one, and only then it is the state: other threads never see half of it, and what
+ * they hold stays as it is for as long as a call lasts. */
+static State states[8], *volatile state = states;
 static char functions[MAX_FUNCTIONS][64];
-static int n_functions, error_of[MAX_FUNCTIONS][MAX_GPUS + 1], hangs[MAX_FUNCTIONS][MAX_GPUS + 1];
+static volatile int n_functions;
 static long calls[MAX_FUNCTIONS][MAX_GPUS + 1];
-static int every_error, lost[MAX_GPUS];
 static struct timespec changed;
 static uint64_t looked;
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER, naming = PTHREAD_MUTEX_INITIALIZER;
 
 static uint64_t clock_us(clockid_t id) {
     struct timespec t;
@@ -50,10 +56,15 @@ static uint64_t clock_us(clockid_t id) {
 }
 
 static int function_id(const char *name) {
-    for (int i = 0; i < n_functions; i++)
-        if (!strcmp(functions[i], name)) return i;
-    snprintf(functions[n_functions], sizeof functions[0], "%s", name);
-    return n_functions++;
+    int id = 0;
+    pthread_mutex_lock(&naming);
+    while (id < n_functions && strcmp(functions[id], name)) id++;
+    if (id == n_functions) {
+        snprintf(functions[id], sizeof functions[0], "%s", name);
+        n_functions++;
+    }
+    pthread_mutex_unlock(&naming);
+    return id;
 }
 
 static uint32_t hash(const char *text) {
@@ -62,32 +73,32 @@ static uint32_t hash(const char *text) {
     return sum;
 }
 
-static void read_line(char *line) {
+static void read_line(State *to, char *line) {
     char *value = strchr(line, '='), *name = line;
     int gpu = -1;
-    if (!value || n_keys == MAX_KEYS) return;
+    if (!value || to->n_keys == MAX_KEYS) return;
     *value++ = 0;
     value[strcspn(value, "\n")] = 0;
     if (name[0] >= '0' && name[0] <= '9') gpu = (int)strtol(name, &name, 10), name++;
-    Key *key = &keys[n_keys++];
+    Key *key = &to->keys[to->n_keys++];
     snprintf(key->name, sizeof key->name, "%.60s", name);
     snprintf(key->text, sizeof key->text, "%.60s", value);
     key->hash = hash(key->name);
     key->gpu = gpu, key->value = atof(value);
-    if (!strcmp(name, "gpus")) n_gpus = (int)key->value;
-    if (!strcmp(name, "error.*")) every_error = (int)key->value;
-    if (!strcmp(name, "lost") && gpu >= 0) lost[gpu] = 1;
-    if (!strncmp(name, "error.", 6) && name[6] != '*') error_of[function_id(name + 6)][gpu + 1] = (int)key->value;
+    if (!strcmp(name, "gpus")) to->n_gpus = (int)key->value;
+    if (!strcmp(name, "error.*")) to->every_error = (int)key->value;
+    if (!strcmp(name, "lost") && gpu >= 0) to->lost[gpu] = 1;
+    if (!strncmp(name, "error.", 6) && name[6] != '*') to->error_of[function_id(name + 6)][gpu + 1] = (int)key->value;
     if (!strncmp(name, "field.", 6)) {
-        FieldState *field = &fields_of[gpu + 1][atoi(name + 6) % MAX_FIELDS];
+        FieldState *field = &to->fields_of[gpu + 1][atoi(name + 6) % MAX_FIELDS];
         if (strstr(name, ".error")) field->code = (int)key->value;
         else if (strstr(name, ".type")) field->type = (int)key->value;
         else field->value = key->value, field->is_set = 1;
     }
-    if (!strncmp(name, "hang.", 5)) hangs[function_id(name + 5)][gpu + 1] = (int)key->value;
+    if (!strncmp(name, "hang.", 5)) to->hangs[function_id(name + 5)][gpu + 1] = (int)key->value;
 }
 
-static void load(int force) {
+static void load(int force) {  // with the lock
     const char *path = getenv("NVML_STANDIN");
     struct stat now;
     char line[256];
@@ -96,11 +107,14 @@ static void load(int force) {
     FILE *file = fopen(path, "r");
     if (!file) return;
     changed = now.st_mtim;
-    n_keys = n_gpus = every_error = 0, generation++;
-    memset(error_of, 0, sizeof error_of), memset(hangs, 0, sizeof hangs), memset(lost, 0, sizeof lost);
-    memset(fields_of, 0, sizeof fields_of);
-    while (fgets(line, sizeof line, file)) read_line(line);
+    State *next = state + 1 < states + sizeof states / sizeof *states ? state + 1 : states;
+    long generation = state->generation + 1;
+    memset(next, 0, sizeof *next);
+    while (fgets(line, sizeof line, file)) read_line(next, line);
     fclose(file);
+    next->generation = generation;
+    __sync_synchronize();
+    state = next;
 }
 
 static void refresh(void) {
@@ -118,18 +132,19 @@ void standin_reset(void) { memset(calls, 0, sizeof calls); }
 long standin_calls(const char *name, int gpu) { return calls[function_id(name)][gpu + 1]; }
 const char *standin_function(int id) { return id < n_functions ? functions[id] : NULL; }
 
-static const Key *find(int gpu, const char *name) {
+static const Key *find(const State *in, int gpu, const char *name) {
     const Key *found = NULL;
     uint32_t wanted = hash(name);
-    for (int i = 0; i < n_keys; i++)
-        if (keys[i].hash == wanted && (keys[i].gpu == gpu || (keys[i].gpu < 0 && !found))) found = &keys[i];
+    for (const Key *key = in->keys; key < in->keys + in->n_keys; key++)
+        if (key->hash == wanted && (key->gpu == gpu || (key->gpu < 0 && !found))) found = key;
     return found;
 }
 static double number(int gpu, const char *name, double otherwise) {  // of a literal: its address is remembered
     static __thread struct { const char *name; int gpu; long generation; const Key *key; } known[1024], *slot;
+    const State *now = state;
     slot = &known[((uintptr_t)name * 31 + (unsigned)gpu * 7919) % 1024];
-    if (slot->name != name || slot->gpu != gpu || slot->generation != generation)
-        slot->name = name, slot->gpu = gpu, slot->generation = generation, slot->key = find(gpu, name);
+    if (slot->name != name || slot->gpu != gpu || slot->generation != now->generation)
+        slot->name = name, slot->gpu = gpu, slot->generation = now->generation, slot->key = find(now, gpu, name);
     const Key *key = slot->key;
     return key ? key->value : otherwise;
 }
@@ -141,13 +156,14 @@ static uint64_t now_us(void) {
 static int enter(int id, int gpu) {
     refresh();
     calls[id][gpu + 1]++;
-    while (hangs[id][0] || hangs[id][gpu + 1]) {
+    while (state->hangs[id][0] || state->hangs[id][gpu + 1]) {
         nanosleep(&(struct timespec){0, 5000000}, NULL);
         refresh();
     }
-    if (gpu >= 0 && lost[gpu]) return 15;
-    if (error_of[id][gpu + 1]) return error_of[id][gpu + 1];
-    return error_of[id][0] ? error_of[id][0] : every_error;
+    const State *now = state;
+    if (gpu >= 0 && now->lost[gpu]) return 15;
+    if (now->error_of[id][gpu + 1]) return now->error_of[id][gpu + 1];
+    return now->error_of[id][0] ? now->error_of[id][0] : now->every_error;
 }
 
 #define ENTER(gpu) do { static int id = -1; if (id < 0) id = function_id(__func__); \
@@ -156,15 +172,15 @@ static int enter(int id, int gpu) {
     int function(Device *d, type *value) { ENTER(d->gpu); *value = (type)number(d->gpu, key, otherwise); return 0; }
 #define UNLESS(key) do { if (!number(d->gpu, key, 1)) return 3; } while (0)
 
-int nvmlInitWithFlags(unsigned flags) { ENTER(-1); load(1); if (!n_gpus) return 9; return 0; }
+int nvmlInitWithFlags(unsigned flags) { ENTER(-1); standin_reload(); return state->n_gpus ? 0 : 9; }
 int nvmlInit_v2(void) { return nvmlInitWithFlags(0); }
 int nvmlShutdown(void) { ENTER(-1); return 0; }
 const char *nvmlErrorString(int code) { return "an error"; }
-int nvmlDeviceGetCount_v2(unsigned *count) { ENTER(-1); *count = n_gpus; return 0; }
+int nvmlDeviceGetCount_v2(unsigned *count) { ENTER(-1); *count = state->n_gpus; return 0; }
 int nvmlSystemGetDriverVersion(char *text, unsigned size) { ENTER(-1); snprintf(text, size, "580.65.06"); return 0; }
 
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, Device **d) {
-    if ((int)index >= n_gpus) return 2;
+    if ((int)index >= state->n_gpus) return 2;
     ENTER((int)index);
     devices[index] = (Device){(int)index, -1};
     *d = &devices[index];
@@ -315,7 +331,7 @@ ONE(nvmlDeviceGetMaxPcieLinkGeneration, unsigned, "max_generation", 5)
 ONE(nvmlDeviceGetGpuMaxPcieLinkGeneration, unsigned, "gpu_max_generation", 5)
 int nvmlDeviceGetFanSpeed(Device *d, unsigned *percent) {
     ENTER(d->gpu);
-    const Key *fan = find(d->gpu, "fan");
+    const Key *fan = find(state, d->gpu, "fan");
     if (!fan) return 3;
     *percent = (unsigned)fan->value;
     return 0;
@@ -324,17 +340,18 @@ int nvmlDeviceGetFanSpeed(Device *d, unsigned *percent) {
 typedef struct { unsigned field, scope; long long at, latency; unsigned type, code; union { double d; uint64_t q; unsigned u; int i; } value; } Field;
 int nvmlDeviceGetFieldValues(Device *d, int count, Field *fields) {
     ENTER(d->gpu);
+    const State *now = state;
     for (Field *field = fields; field < fields + count; field++) {
-        FieldState *own = &fields_of[d->gpu + 1][field->field % MAX_FIELDS];
-        FieldState *state = own->is_set || own->code ? own : &fields_of[0][field->field % MAX_FIELDS];
-        field->code = state->code ? state->code : state->is_set ? 0 : 3;
+        const FieldState *own = &now->fields_of[d->gpu + 1][field->field % MAX_FIELDS];
+        const FieldState *said = own->is_set || own->code ? own : &now->fields_of[0][field->field % MAX_FIELDS];
+        field->code = said->code ? said->code : said->is_set ? 0 : 3;
         if ((field->field == 138 || field->field == 139) && field->scope != 0xFFFFFFFF) field->code = 2;
         if (field->code) continue;
-        field->type = state->type ? state->type : field->field == 82 ? 1 : 3;
+        field->type = said->type ? said->type : field->field == 82 ? 1 : 3;
         memset(&field->value, 0xAB, sizeof field->value);
-        if (field->type == 1) field->value.u = (unsigned)state->value;
-        else if (field->type == 5) field->value.i = (int)state->value;
-        else field->value.q = (uint64_t)state->value;
+        if (field->type == 1) field->value.u = (unsigned)said->value;
+        else if (field->type == 5) field->value.i = (int)said->value;
+        else field->value.q = (uint64_t)said->value;
     }
     return 0;
 }
@@ -343,10 +360,11 @@ typedef struct { unsigned pid; unsigned long long used; unsigned instance, compu
 int nvmlDeviceGetComputeRunningProcesses_v3(Device *d, unsigned *count, Process *processes) {
     ENTER(d->gpu);
     unsigned room = *count, found = 0;
-    for (int i = 0; i < n_keys; i++) {
-        if (strncmp(keys[i].name, "process.", 8) || (keys[i].gpu >= 0 && keys[i].gpu != d->gpu)) continue;
-        if (processes && found < room)
-            processes[found] = (Process){(unsigned)atoi(keys[i].name + 8), keys[i].value < 0 ? ~0ULL : (uint64_t)keys[i].value, ~0u, ~0u};
+    const State *now = state;
+    for (const Key *key = now->keys; key < now->keys + now->n_keys; key++) {
+        if (strncmp(key->name, "process.", 8) || (key->gpu >= 0 && key->gpu != d->gpu)) continue;
+        uint64_t used = key->value < 0 ? ~0ULL : (uint64_t)key->value;
+        if (processes && found < room) processes[found] = (Process){(unsigned)atoi(key->name + 8), used, ~0u, ~0u};
         found++;
     }
     *count = found;
@@ -371,7 +389,7 @@ int nvmlGpmMetricsGet(GpmQuestion *question) {
     if (question->version != 1 || !question->older[1] || question->older == question->newer) return 2;
     for (unsigned i = 0; i < question->count; i++) {
         snprintf(name, sizeof name, "gpm.%u", question->metrics[i].id);
-        const Key *value = find(question->newer[0], name);
+        const Key *value = find(state, question->newer[0], name);
         question->metrics[i].code = value ? 0 : 3;
         question->metrics[i].value = value ? value->value : 0;
     }
@@ -391,16 +409,14 @@ int nvmlEventSetWait_v2(int *set, Event *event, unsigned timeout_ms) {
     ENTER(-1);
     for (unsigned waited = 0; waited <= timeout_ms; waited += 100) {
         refresh();
-        pthread_mutex_lock(&lock);
-        for (int i = 0; i < n_keys; i++) {
-            int number = strncmp(keys[i].name, "xid.", 4) ? 0 : atoi(keys[i].name + 4), gpu = 0, xid = 0;
-            if (number != set[MAX_GPUS] + 1 || sscanf(keys[i].text, "%d:%d", &gpu, &xid) != 2 || !set[gpu]) continue;
+        const State *now = state;
+        for (const Key *key = now->keys; key < now->keys + now->n_keys; key++) {
+            int number = strncmp(key->name, "xid.", 4) ? 0 : atoi(key->name + 4), gpu = 0, xid = 0;
+            if (number != set[MAX_GPUS] + 1 || sscanf(key->text, "%d:%d", &gpu, &xid) != 2 || !set[gpu]) continue;
             set[MAX_GPUS] = number;  // the last XID that this set reported
-            pthread_mutex_unlock(&lock);
             *event = (Event){&devices[gpu], 8, (unsigned long long)xid, ~0u, ~0u};
             return 0;
         }
-        pthread_mutex_unlock(&lock);
         nanosleep(&(struct timespec){0, 100000000}, NULL);
     }
     return 10;
