@@ -19,7 +19,6 @@ from typing import Any
 
 import wrapt
 
-from gpumon.system.datasets import CHECKPOINTS
 from gpumon.tracing import stamps as s
 from gpumon.tracing.batch import size_of
 from gpumon.tracing.device_time import DeviceTimer
@@ -27,7 +26,7 @@ from gpumon.tracing.guard import guard
 from gpumon.tracing.stamps import ASKED, FETCHING, OUTSIDE, Stamps
 from gpumon.tracing.steps import LoaderSettings, StepTracer
 
-from . import torch_backward
+from . import checkpoints, torch_backward
 
 _tracer: StepTracer | None = None
 _undo: list[Callable[[], None]] = []
@@ -53,6 +52,8 @@ def instrument(tracer: StepTracer) -> None:
         wrapt.register_post_import_hook(_patch, "torch")
         wrapt.register_post_import_hook(_skip_in_dynamo, "torch._dynamo")
         wrapt.register_post_import_hook(_patch_stateful, _STATEFUL)
+        for writer in checkpoints.WRITERS.keys() - {"torch"}:
+            wrapt.register_post_import_hook(_watch_writer, writer)
     elif "torch" in sys.modules:
         _patch(sys.modules["torch"])
 
@@ -96,16 +97,24 @@ def _patch(torch: Any) -> None:
         _patch_update(torch, tracer)
         _patch_scaler(torch, tracer)
         _patch_capture(torch, tracer)
-        _patch_save(torch)
         _watch_exceptions(tracer)
         if (stateful := sys.modules.get(_STATEFUL)) is not None:
             _patch_stateful(stateful)
+        for writer in checkpoints.WRITERS:
+            if (module := sys.modules.get(writer)) is not None:
+                checkpoints.watch(module, _replace)
 
 
 def _patch_stateful(module: Any) -> None:
     if _tracer is not None and "torch" in sys.modules:
         with guard("instrument torchdata"):
             _patch_iter(module.StatefulDataLoader, _tracer)
+
+
+def _watch_writer(module: Any) -> None:
+    if _undo:
+        with guard("checkpoint"):
+            checkpoints.watch(module, _replace)
 
 
 def _replace(owner: Any, name: str, new: Any) -> None:
@@ -371,27 +380,6 @@ def _patch_update(torch: Any, tracer: StepTracer) -> None:
 
     _undo.append(register_optimizer_step_pre_hook(before).remove)
     _undo.append(register_optimizer_step_post_hook(after).remove)
-
-
-def _patch_save(torch: Any) -> None:
-    """Learn where checkpoints go: the health of that disk matters as much as that of the data's."""
-    original = torch.save
-    known: set[str] = set()
-
-    @functools.wraps(original)
-    def save(obj: Any, f: Any, *args: Any, **kwargs: Any) -> Any:
-        with guard("checkpoint"):
-            is_path = isinstance(f, str | os.PathLike)
-            name: Any = f if is_path else getattr(f, "name", None)
-            # An open file may have a name that is no path of this machine's: a number, or an object store's URL.
-            if is_path or (isinstance(name, str | bytes | os.PathLike) and os.path.exists(name)):  # noqa: PTH110
-                folder = os.path.dirname(os.path.abspath(os.fsdecode(name)))  # noqa: PTH100, PTH120
-                if folder not in known:
-                    known.add(folder)
-                    CHECKPOINTS.add_path(folder, named=False)
-        return original(obj, f, *args, **kwargs)
-
-    _replace(torch, "save", save)
 
 
 def _patch_capture(torch: Any, tracer: StepTracer) -> None:

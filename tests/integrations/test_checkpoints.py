@@ -1,10 +1,11 @@
-"""`torch.save` tells where checkpoints go, and saves as ever."""
+"""What writes checkpoints tells where they go, and writes as ever."""
 
 import io
 import os
 import pathlib
 
 import pytest
+import safetensors.torch
 import torch
 
 from gpumon.integrations import torch as integration
@@ -12,6 +13,7 @@ from gpumon.system.datasets import CHECKPOINTS
 from gpumon.tracing.steps import StepTracer
 
 ORIGINAL = torch.save
+SAVE_FILE = safetensors.torch.save_file
 
 
 @pytest.fixture
@@ -82,6 +84,36 @@ def test_what_has_no_folder_here_is_not_noted(noted, tmp_path):
     assert buffer.getvalue() == remote.getvalue()
 
 
+def test_safetensors_are_noted(noted, tmp_path):
+    """Also by who took `save_file` before us, as transformers and accelerate do."""
+    model = torch.nn.Linear(8, 8)
+    SAVE_FILE(model.state_dict(), str(tmp_path / "1.safetensors"))
+    (tmp_path / "a").mkdir()
+    safetensors.torch.save_model(model, tmp_path / "a" / "2.safetensors")
+
+    assert noted() == [str(tmp_path), str(tmp_path / "a")]
+    assert torch.equal(safetensors.torch.load_file(tmp_path / "1.safetensors")["weight"], model.weight)
+
+
+def test_lightnings_checkpoints_are_noted(noted, tmp_path):
+    """It gives `torch.save` memory, and makes the folder itself; an object store is no folder."""
+    torch_io = pytest.importorskip("lightning.fabric.plugins.io.torch_io", reason="pip install lightning")
+    writer = torch_io.TorchCheckpointIO()
+    writer.save_checkpoint(state(), tmp_path / "a" / "1.ckpt")
+    writer.save_checkpoint(state(), path=f"file://{tmp_path}/b/2.ckpt")
+    writer.save_checkpoint(state(), "memory://bucket/3.ckpt")
+
+    assert noted() == [str(tmp_path / "a"), str(tmp_path / "b")]
+    assert torch.load(tmp_path / "b/2.ckpt")["step"] == 3
+
+
+def test_distributed_checkpoints_are_noted(noted, tmp_path):
+    checkpoint = pytest.importorskip("torch.distributed.checkpoint")
+    checkpoint.save({"weight": torch.ones(64)}, checkpoint_id=tmp_path, no_dist=True)
+
+    assert noted() == [str(tmp_path)]
+
+
 @pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False, "pickle_protocol": 4}])
 def test_the_bytes_are_the_same(noted, options):
     given, plain, watched = state(), io.BytesIO(), io.BytesIO()
@@ -121,6 +153,7 @@ def test_it_is_put_back(noted):
     assert (torch.save.__name__, torch.save.__doc__) == (ORIGINAL.__name__, ORIGINAL.__doc__)
     integration.uninstrument()
     assert torch.save is ORIGINAL
+    assert not hasattr(safetensors.torch.serialize_file, "notes_checkpoints")
     integration.instrument(StepTracer())
     integration.uninstrument()
     assert torch.save is ORIGINAL
