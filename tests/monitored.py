@@ -42,8 +42,8 @@ class Stack:
     jaeger: Jaeger | None
 
 
-def prometheus_config(folder: Path, scraped_port: int | None = None) -> str:
-    """Ours, with times that suit a test: every rule is evaluated every second."""
+def prometheus_config(folder: Path, scraped_port: int | None = None, alertmanager: str | None = None) -> str:
+    """Ours, with times that suit a test: every rule is evaluated every second; *alertmanager*: host and port."""
     rules = yaml.safe_load((ROOT / "prometheus" / "rules" / "gpumon.yml").read_text())
     for group in rules["groups"]:
         group.pop("interval", None)
@@ -53,16 +53,20 @@ def prometheus_config(folder: Path, scraped_port: int | None = None) -> str:
     config["rule_files"] = [str(folder.resolve() / "rules.yml")]
     targets = [{"targets": [f"127.0.0.1:{scraped_port}"]}]
     config["scrape_configs"] = [{"job_name": "gpumon-agent", "static_configs": targets}] if scraped_port else []
+    if alertmanager:
+        config["alerting"] = {"alertmanagers": [{"static_configs": [{"targets": [alertmanager]}]}]}
     return yaml.safe_dump(config)
 
 
 @contextmanager
-def monitored(folder: Path, way: str, *, steps: int = 150) -> Iterator[Stack]:
-    """Yields after so many steps; both go on until the end."""
+def monitored(folder: Path, way: str, *, alertmanager: str | None = None) -> Iterator[Stack]:
+    """Agent and training go on until the end; alerts go to *alertmanager* (host and port)."""
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         port = free_port() if way == "scraped" else None
-        prometheus = stack.enter_context(Prometheus(folder / "prometheus", prometheus_config(folder, port)))
+        prometheus = stack.enter_context(
+            Prometheus(folder / "prometheus", prometheus_config(folder, port, alertmanager))
+        )
         jaeger = stack.enter_context(Jaeger(folder / "jaeger")) if way == "gateway" else None
         endpoint = prometheus.otlp
         if way == "gateway":

@@ -1,4 +1,4 @@
-"""The real servers that signals go to: Jaeger, Prometheus, ClickHouse's engine, each on free ports.
+"""The real servers that signals go to: Jaeger, Prometheus and Alertmanager, ClickHouse's engine, each on free ports.
 
     with Prometheus(tmp_path / "prometheus") as prometheus:
         ...  # send to prometheus.otlp
@@ -38,6 +38,7 @@ def _program(variable: str, name: str) -> str | None:
 JAEGER = _program("JAEGER", "jaeger")
 PROMETHEUS = _program("PROMETHEUS", "prometheus")
 PROMTOOL = _program("PROMTOOL", "promtool")
+ALERTMANAGER = _program("ALERTMANAGER", "alertmanager") or shutil.which("prometheus-alertmanager")  # Debian's name
 CLICKHOUSE_HTTP = _program("CLICKHOUSE_HTTP", "clickhouse-http")
 
 needs_collector = pytest.mark.skipif(
@@ -52,6 +53,10 @@ needs_prometheus = pytest.mark.skipif(
 )
 needs_promtool = pytest.mark.skipif(
     PROMTOOL is None, reason="no promtool: put it on PATH or set PROMTOOL (prometheus.io/download, or apt: prometheus)"
+)
+needs_alertmanager = pytest.mark.skipif(
+    ALERTMANAGER is None,
+    reason="no Alertmanager: put alertmanager on PATH or set ALERTMANAGER (apt: prometheus-alertmanager)",
 )
 needs_clickhouse = pytest.mark.skipif(
     CLICKHOUSE_HTTP is None,
@@ -235,6 +240,24 @@ class Prometheus(Peer):
 
     def alerts(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self.get("/api/v1/alerts")["data"]["alerts"]
+        return found
+
+
+class Alertmanager(Peer):
+    """Alertmanager, alone."""
+
+    def __init__(self, folder: Path, config: Path) -> None:
+        assert ALERTMANAGER is not None
+        address = f"127.0.0.1:{free_port()}"
+        command = [
+            *(ALERTMANAGER, f"--config.file={config}", f"--storage.path={folder / 'data'}"),
+            *(f"--web.listen-address={address}", "--cluster.listen-address="),
+        ]
+        super().__init__(folder, command, f"http://{address}/-/ready")
+
+    def alerts(self) -> list[dict[str, Any]]:
+        """What was reported, each with `labels`, `receivers` and `status` (`state`, `inhibitedBy`)."""
+        found: list[dict[str, Any]] = self.get("/api/v2/alerts")
         return found
 
 

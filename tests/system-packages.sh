@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what the tests need of the system, where we may: FUSE and loop devices for the real slow disks,
 # iostat to compare with, a compiler for the stand-in of NVML, openssl for certificates, smartctl and QEMU for a real
-# failing disk, fio and fincore to measure storage with, file systems that do not read directly,
+# failing disk, fio and fincore to measure storage with, file systems that do not read directly, Alertmanager,
 # node for Grafana's grammar of TraceQL. Without root, or elsewhere than on Debian, those tests are skipped and say why.
 missing=""
 command -v fusermount3 >/dev/null || missing="$missing fuse3"
@@ -19,6 +19,7 @@ command -v fio >/dev/null || missing="$missing fio"
 command -v fincore >/dev/null || missing="$missing util-linux-extra"
 command -v mkfs.btrfs >/dev/null || missing="$missing btrfs-progs"
 command -v mksquashfs >/dev/null || missing="$missing squashfs-tools"
+{ command -v alertmanager || command -v prometheus-alertmanager; } >/dev/null || missing="$missing prometheus-alertmanager"
 command -v node >/dev/null || missing="$missing nodejs"
 command -v npm >/dev/null || missing="$missing npm"
 [ -z "$missing" ] && exit 0

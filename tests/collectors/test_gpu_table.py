@@ -373,6 +373,33 @@ def test_mig_instances(nvml):
     ] == ["MIG-00000000-0001"]
 
 
+def test_a_gpu_is_divided_anew(nvml):
+    """While it is watched: within a minute its new instances are there, and the old ones are gone."""
+    nvml.healthy()
+    gpus = collector()
+
+    def instances(*, a_minute_later=True):
+        if a_minute_later:
+            gpus._places[0].gpu._asked_first.due = 0.0
+        found = look(gpus)
+        return [
+            [reading.attributes[m.HW_ID][13:17] for reading in found.of(metric) if m.HW_PARENT in reading.attributes]
+            for metric in (m.GPU_MEMORY_USAGE, m.GPU_INFO)
+        ]
+
+    assert instances(a_minute_later=False) == [[], []]
+    nvml.set(mig=2)
+    assert instances(a_minute_later=False) == [[], []]
+    assert instances() == [["0000", "0001"]] * 2
+    nvml.set({"error.nvmlDeviceGetMemoryInfo_v2": 999})
+    assert instances(a_minute_later=False)[0] == []
+    nvml.set({"mig": 1, "error.nvmlDeviceGetMemoryInfo_v2": None})
+    assert instances() == [["0000"]] * 2
+    nvml.set(mig=0)
+    assert instances() == [[], []]
+    assert not any("memory of" in question for question in gpus.missing()[UUID])
+
+
 def test_the_slot_limits_the_link(nvml, tmp_path, monkeypatch):
     """A GPU of 16 lanes in a slot of 8: 8 is what it can have."""
     slot = tmp_path / "devices/pci0000:00/0000:00:01.0"

@@ -36,7 +36,7 @@ class _Place:
     index: int
     uuid: str
     handle: Any = None
-    instances: tuple[tuple[str, Any], ...] = ()
+    may_use: frozenset[str] | None = None  # of its MIG instances; None: all, also those to come
     gpu: Gpu | None = None
     reason: str = ""
     is_gone: bool = False
@@ -179,12 +179,14 @@ class GpuCollector:
         if not count:
             raise NoDataError("NVML: no GPU")
         places = [_place(pynvml, index) for index in range(count)]
-        listed = [Listed(place.index, place.uuid, tuple(name for name, _handle in place.instances)) for place in places]
+        listed = [
+            Listed(place.index, place.uuid, tuple(uuid for uuid, _ in _instances(pynvml, place.handle)))
+            for place in places
+        ]
         found = []
         for seen in visible(listed, self._environment):
             place = places[seen.gpu.index]
-            if seen.instances is not None:
-                place.instances = tuple(item for item in place.instances if item[0] in seen.instances)
+            place.may_use = None if seen.instances is None else frozenset(seen.instances)
             self._open(pynvml, place)
             found.append(place)
         if not found:
@@ -199,7 +201,7 @@ class GpuCollector:
             place.handle,
             place.index,
             place.uuid,
-            instances=place.instances,
+            instances=lambda: _instances(pynvml, place.handle, place.may_use),
             events=self._xids,
             ours=self._ours,
         )
@@ -259,9 +261,7 @@ class GpuCollector:
             if again.handle is None:
                 place.reason, place.is_gone = again.reason, again.is_gone
                 return []
-            wanted = {name for name, _handle in place.instances}
             place.handle, place.uuid = again.handle, again.uuid
-            place.instances = tuple(item for item in again.instances if item[0] in wanted)
             self._open(self._nvml, place)
         assert place.gpu is not None
         try:
@@ -313,15 +313,21 @@ def _place(pynvml: Any, index: int) -> _Place:
     try:
         handle = nvml.ask(pynvml.nvmlDeviceGetHandleByIndex, index)
         uuid = nvml.ask(pynvml.nvmlDeviceGetUUID, handle)
-        return _Place(index, uuid, handle, tuple(_instances(pynvml, handle)))
+        return _Place(index, uuid, handle)
     except NvmlError as error:
         if error.code in nvml.CLOSED:
             raise
         return _Place(index, "", reason=str(error), is_gone=error.code in nvml.GONE)
 
 
-def _instances(pynvml: Any, handle: Any) -> Iterator[tuple[str, Any]]:
-    """(UUID, handle) of the MIG instances of a GPU."""
+def _instances(pynvml: Any, handle: Any, may_use: frozenset[str] | None = None) -> Iterator[tuple[str, Any]]:
+    """(UUID, handle) of the MIG instances of a GPU, of those in *may_use* or of all.
+
+    Raises:
+        NvmlError: the GPU is gone, or NVML is closed.
+    """
+    if handle is None:
+        return
     try:
         is_on = nvml.ask(pynvml.nvmlDeviceGetMigMode, handle)[0]
         count = nvml.ask(pynvml.nvmlDeviceGetMaxMigDeviceCount, handle) if is_on else 0
@@ -332,6 +338,8 @@ def _instances(pynvml: Any, handle: Any) -> Iterator[tuple[str, Any]]:
     for place in range(count):
         try:
             instance = nvml.ask(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, place)
-            yield nvml.ask(pynvml.nvmlDeviceGetUUID, instance), instance
+            uuid = nvml.ask(pynvml.nvmlDeviceGetUUID, instance)
         except NvmlError:
             continue  # a place that no instance takes
+        if may_use is None or uuid in may_use:
+            yield uuid, instance

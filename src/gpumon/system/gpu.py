@@ -80,11 +80,12 @@ class Gpu:
         index: int,
         uuid: str,
         *,
-        instances: Iterable[tuple[str, Any]] = (),
+        instances: Callable[[], Iterable[tuple[str, Any]]] = tuple,
         events: GpuEvents | None = None,
         ours: OurProcesses | None = None,
         sysfs: Path = Path("/sys"),
     ) -> None:
+        """*instances* lists (UUID, handle) of the MIG instances: a GPU may be divided anew at any time."""
         self.index, self.uuid, self.handle = index, uuid, handle
         self.at: dict[str, AttributeValue] = {m.HW_ID: uuid, m.GPU_INDEX: index}
         self.asking = ""  # for a call that hangs
@@ -102,16 +103,17 @@ class Gpu:
         self._status: dict[str, list[Reading]] = {}  # state -> its readings
         self._counters = Monotonic()
         self._bus_id = ""
-        self._instances = list(instances)
+        self._list_instances = instances
+        self._instances: list[tuple[str, Any]] = []
+        self._asked_of_instances: list[Question] = []
         self._prepare()
-        self._asked_now = [
-            *(Question(name, read) for name, read in self._readers()),
-            *(Question(f"memory of {mig}", self._memory_reader(handle, mig)) for mig, handle in self._instances),
-        ]
+        self._asked_first = Question("instances", self._look_for_instances, _RARELY_S)
+        self._asked_now = [Question(name, read) for name, read in self._readers()]
         width = Number("nvmlDeviceGetCurrPcieLinkWidth", handle)
         generation = Number("nvmlDeviceGetCurrPcieLinkGeneration", handle)
+        self._information = Question("information", self._info, _HARDLY_S)
         self._asked_later = [
-            Question("information", self._info, _HARDLY_S),
+            self._information,
             Question("PCIe limits", self._pcie_limits, _HARDLY_S),
             Question("temperature limits", self._temperature_limits, _HARDLY_S),
             Question("power limit", self._power_limit, _RARELY_S),
@@ -129,7 +131,10 @@ class Gpu:
         """
         self._before, self._now = self._now, now
         readings: list[Reading] = []
-        for question in self._asked_now:
+        if self._asked_first.due <= now:
+            self._asked_first.due = now + self._asked_first.every_s
+            self._ask(self._asked_first)
+        for question in (*self._asked_now, *self._asked_of_instances):
             if question.due <= now:
                 readings += self._ask(question)
         if not readings:  # what is kept of earlier looks does not make it readable
@@ -171,6 +176,20 @@ class Gpu:
             elif question.every_s:
                 question.due = self._now + min(question.every_s, _SELDOM_S)
         return readings
+
+    def _look_for_instances(self) -> Iterable[Reading]:
+        """Handles are taken anew as well: an instance that was made again has its old UUID."""
+        found = list(self._list_instances())
+        if {uuid for uuid, _ in found} != {uuid for uuid, _ in self._instances}:
+            self._information.due = 0.0
+            for question in self._asked_of_instances:
+                self.absent.pop(question.name, None)
+                self.failed.pop(question.name, None)
+        self._instances = found
+        self._asked_of_instances = [
+            Question(f"memory of {uuid}", self._memory_reader(handle, uuid)) for uuid, handle in found
+        ]
+        return ()
 
     # -- on every tick ------------------------------------------------------------------------------
 
