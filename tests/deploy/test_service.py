@@ -155,6 +155,15 @@ def test_it_finds_another_users_job_and_its_disk(machine):
     assert found == [{"system.device": "nvme0n1", "gpumon.job.id": "7", "gpumon.job.user": "ada"}]
 
 
+@pytest.fixture
+def kept_settings(machine):
+    """Of the tests that come after."""
+    machine.run("cp --preserve=all /etc/gpumon/agent.conf /etc/gpumon/agent.conf.kept")
+    yield
+    machine.run("mv /etc/gpumon/agent.conf.kept /etc/gpumon/agent.conf; systemctl stop gpumon-agent")
+
+
+@pytest.mark.usefixtures("kept_settings")
 def test_a_reload_takes_other_settings_and_a_stop_leaves_nothing(machine):
     before = property_of(machine, "MainPID")
     machine.run("echo GPUMON_COLLECTORS=disk,smart >>/etc/gpumon/agent.conf && systemctl reload gpumon-agent")
