@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from gpumon import metrics as m
 from gpumon.metrics import Metric
 from monitoring.names import is_ratio, label, prometheus_name
 
 OF_RESOURCE: Final = ("job", "instance")
 """Labels that every series has: service.name, and service.instance.id or the address that was scraped."""
+OF_SENDER: Final = ("gpumon.run.id", "gpumon.rank", "host.name", "gpumon.node.id")
+"""Attributes of a resource, or of every point where the provider is the application's."""
 _OPERATORS: Final = ("!~", "=~", "!=")
 
 Where = Mapping[str, str]
@@ -24,7 +27,7 @@ def series(metric: Metric, where: Where | None = None, *, part: str = "") -> str
     """
     matchers = []
     for name, value in (where or {}).items():
-        if name not in OF_RESOURCE and name not in metric.attributes:
+        if name not in (*OF_RESOURCE, *OF_SENDER) and name not in metric.attributes:
             raise ValueError(f"{metric.name} has no attribute {name}")
         matchers.append(_matcher(name, value))
     if (metric.kind == "histogram") != bool(part):
@@ -38,6 +41,26 @@ def series(metric: Metric, where: Where | None = None, *, part: str = "") -> str
 def target_info(where: Where | None = None) -> str:
     """A selector of what is known of senders: the resource of each."""
     return "target_info{" + ", ".join(_matcher(name, value) for name, value in (where or {}).items()) + "}"
+
+
+def agents(where: Where | None = None) -> str:
+    """The nodes' agents, by `target_info`: of what names a node only they belong to no run."""
+    return target_info({**(where or {}), "gpumon.run.id": ""})
+
+
+def senders(where: Where | None = None) -> str:
+    """Each sender with host, node, run and rank: from its points where the provider is the application's, whose
+    resource does not know them, else from `target_info`."""
+    labels = ", ".join((*OF_RESOURCE, *map(label, OF_SENDER)))
+    on_points = series(m.COLLECTOR_UP, {"gpumon.run.id": "!=", **(where or {})})
+    return f"(group by ({labels}) ({on_points}) or on (job, instance) {target_info(where)})"
+
+
+def values_of(name: str, where: Where) -> str:
+    """Grafana's query for the values that an attribute of `OF_SENDER`, or `instance`, has among senders."""
+    either = f"target_info|{prometheus_name(m.COLLECTOR_UP, is_scraped=True)}(_ratio)?"
+    matchers = ", ".join([f'__name__=~"{either}"', *(_matcher(key, value) for key, value in where.items())])
+    return f"label_values({{{matchers}}}, {label(name)})"
 
 
 def percent(share: float) -> str:

@@ -3,8 +3,9 @@
     with monitored(folder, "scraped") as stack:
         stack.prometheus.query("gpumon_step_count_total")
 
-`direct`: both send OTLP to Prometheus. `gateway`: to the Collector, which hands it on. `scraped`: the agent is scraped,
-and the training, which has no readings of devices, sends OTLP. The GPUs are the stand-in's (one is busy and hot, one
+`direct`: both send OTLP to Prometheus. `launcher`: so, but the training is started by OpenTelemetry's launcher and has
+its providers. `gateway`: both send to the Collector, which hands it on. `scraped`: the agent is scraped, and the
+training, which has no readings of devices, sends OTLP. The GPUs are the stand-in's (one is busy and hot, one
 idle and divided), disks are a fake smartctl's (one is about to fail), and a Slurm job holds the GPUs.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ from peers import Gateway, Jaeger, Prometheus
 
 ROOT = Path(__file__).parents[1]
 SERVICE = "train.v2 (a+b)"  # what a regular expression would not take as it is
-WAYS = ("direct", "gateway", "scraped")
+WAYS = ("direct", "launcher", "gateway", "scraped")
 HERE = Path(__file__).parent
 
 
@@ -74,7 +75,13 @@ def monitored(folder: Path, way: str, *, alertmanager: str | None = None) -> Ite
             endpoint = gateway.http
         socket = stack.enter_context(short_folder()) / "agent.sock"
         metrics_alone = {} if jaeger else {"OTEL_TRACES_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none"}
-        otlp = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_METRIC_EXPORT_INTERVAL": "1000", **metrics_alone}
+        otlp = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
+            "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+            "OTEL_METRIC_EXPORT_INTERVAL": "1000",
+            **metrics_alone,
+        }
+        launcher = [str(Path(sys.executable).with_name("opentelemetry-instrument"))] if way == "launcher" else []
         node = machine(folder)
         options = ["--socket", str(socket), *(["--prometheus", f"127.0.0.1:{port}"] if port else [])]
         stack.callback(
@@ -89,18 +96,20 @@ def monitored(folder: Path, way: str, *, alertmanager: str | None = None) -> Ite
             _end,
             _start(
                 folder, "monitored_training.py", str(data), **own, **otlp, OTEL_SERVICE_NAME=SERVICE,
-                GPUMON_AGENT_SOCKET=str(socket),
+                GPUMON_AGENT_SOCKET=str(socket), launcher=launcher,
             ),
         )  # fmt: skip
         stack.callback((data / "stop").touch)
         yield Stack(prometheus, jaeger)
 
 
-def _start(folder: Path, script: str, *arguments: str, **variables: str) -> subprocess.Popen[bytes]:
+def _start(
+    folder: Path, script: str, *arguments: str, launcher: Sequence[str] = (), **variables: str
+) -> subprocess.Popen[bytes]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "GPUMON_"))}
     with open(folder / f"{script}.log", "w") as log:
         return subprocess.Popen(
-            [sys.executable, str(HERE / script), *arguments],
+            [*launcher, sys.executable, str(HERE / script), *arguments],
             cwd=folder,
             env={**kept, "PYTHONPATH": str(HERE), **variables},
             stdout=log,

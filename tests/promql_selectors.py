@@ -62,7 +62,9 @@ def _labels(node: Any) -> Iterator[str]:
 
 
 def _expanded(name: str) -> set[str]:
-    """`a(_ratio)?` is `a` and `a_ratio`."""
+    """`a(_ratio)?` is `a` and `a_ratio`, `a|b` is both."""
+    if "|" in name:
+        return set().union(*map(_expanded, name.split("|")))
     if found := re.fullmatch(r"(\w+)\(_ratio\)\?", name):
         return {found[1], f"{found[1]}_ratio"}
     assert re.fullmatch(r"[\w:]+", name), name

@@ -66,7 +66,10 @@ def name(metric: str, **labels: object) -> str:
 
 
 class Sender:
-    """One process: over OTLP, or an agent that is scraped (`is_scraped`), whose ratios have no suffix."""
+    """One process: over OTLP, or an agent that is scraped (`is_scraped`), whose ratios have no suffix.
+
+    `has_own_provider`: the provider is the application's, whose resource knows neither machine nor run.
+    """
 
     def __init__(
         self,
@@ -78,6 +81,7 @@ class Sender:
         run: str = "",
         rank: str = "",
         is_scraped: bool = False,
+        has_own_provider: bool = False,
         minutes: float = 10.0,
         after: float = 0.0,
     ) -> None:
@@ -86,10 +90,11 @@ class Sender:
         self.is_scraped = is_scraped
         self.series: Series = {}
         told = {"host_name": host, "gpumon_node_id": node, "gpumon_run_id": run, "gpumon_rank": rank}
-        self.says("target_info", self.constant(1), **{key: value for key, value in told.items() if value})
-        # As Prometheus promotes them; a page /metrics has them on target_info alone.
-        promoted = {key: value for key, value in told.items() if value and key != "gpumon_run_id"}
-        self.at = self.at if is_scraped else {**self.at, **promoted}
+        told = {key: value for key, value in told.items() if value}
+        self.says("target_info", self.constant(1), **({} if has_own_provider else told))
+        if not is_scraped:  # whose page has them on target_info alone
+            promoted = {key: value for key, value in told.items() if key != "gpumon_run_id"}  # by Prometheus
+            self.at = {**self.at, **(told if has_own_provider else promoted)}
         self.ratio("gpumon_collector_up", 1, gpumon_collector="disk")
 
     def constant(self, value: float) -> Line:

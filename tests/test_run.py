@@ -470,6 +470,19 @@ def test_a_recorded_run_is_never_overwritten(tmp_path):
     assert not (tmp_path / "started").exists()
 
 
+def test_the_folder_that_the_environment_names(tmp_path):
+    """A job that is started again gets a folder beside it; a run within a run does not take the outer one's."""
+    command = [sys.executable, "-m", "gpumon", "run", "--no-report", "--", "true"]
+    environment = {**os.environ, "GPUMON_RUN_DIR": str(tmp_path / "named")}
+    for _ in range(2):
+        subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+    nested = [*command[:-1], *command]
+    subprocess.run(nested, cwd=tmp_path, env={**environment, "GPUMON_RUN_DIR": str(tmp_path / "outer")}, check=True)
+
+    assert sorted(path.parent.name for path in tmp_path.glob("*/run.json")) == ["named", "named-2", "outer"]
+    assert len(list(tmp_path.glob("gpumon-runs/*/run.json"))) == 1
+
+
 @pytest.mark.timeout(120)
 @pytest.mark.skipif(not shutil.which("torchrun", path=str(Path(sys.executable).parent)), reason="no torchrun")
 def test_torchrun_records_its_ranks_and_not_its_agent(tmp_path):

@@ -9,7 +9,7 @@ from gpumon.rules import thresholds as limit
 from monitoring.dashboards.board import Board, Row, Variable
 from monitoring.dashboards.panel import Panel, Query
 from monitoring.dashboards.select import OVER, per_device
-from monitoring.promql import percent, series
+from monitoring.promql import percent, series, values_of
 
 _HOSTS: Final = {"host.name": "=~$host"}
 _DISK: Final = {m.HW_ID: "=~$disk"}
@@ -291,7 +291,7 @@ BOARD: Final = Board(
     description="How disks answer, how well they are, and which one is about to fail.",
     rows=[HEALTH, TRAFFIC],
     variables=(
-        Variable("host", "Machine", 'label_values(target_info{gpumon_node_id!=""}, host_name)', "host.name"),
+        Variable("host", "Machine", values_of("host.name", {"gpumon.node.id": "!="}), "host.name"),
         Variable(
             "disk",
             "Physical disk",

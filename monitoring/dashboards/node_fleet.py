@@ -10,11 +10,10 @@ from monitoring.dashboards.board import Board, Row, Variable
 from monitoring.dashboards.disks_and_health import STATE_WORDS, state
 from monitoring.dashboards.panel import Panel, Query
 from monitoring.dashboards.select import on_host, per_device
-from monitoring.promql import percent, series, target_info
+from monitoring.promql import agents, percent, senders, series, values_of
 
 _HOSTS: Final = {"host.name": "=~$host"}
 _NODES: Final = {**_HOSTS, "gpumon.node.id": "!="}
-_AGENTS: Final = {**_NODES, "gpumon.run.id": ""}
 _HOLDER: Final = "gpumon_job_id, gpumon_job_user, k8s_namespace_name, k8s_pod_name, k8s_container_name"
 _IDLE_FOR: Final = "30m"
 _GENERAL: Final = {m.HW_GPU_TASK: "general"}
@@ -49,8 +48,8 @@ def _count(title: str, description: str, expr: str, **more: object) -> Panel:
 GLANCE: Final = Row(
     "At a glance",
     [
-        _count("Machines", "That send, or are scraped.", f"group by (gpumon_node_id) ({target_info(_NODES)})"),
-        _count("Agents", "`gpumon agent`, one per machine.", f"group by (gpumon_node_id) ({target_info(_AGENTS)})"),
+        _count("Machines", "That send, or are scraped.", f"group by (gpumon_node_id) ({senders(_NODES)})"),
+        _count("Agents", "`gpumon agent`, one per machine.", f"group by (gpumon_node_id) ({agents(_NODES)})"),
         _count(
             "Trainings",
             "Processes that did a step within the last minutes.",
@@ -284,8 +283,8 @@ MACHINES: Final = Row(
             "s",
             [
                 Query(
-                    f"sort_desc(time() - (max by (host_name) (timestamp({target_info(_AGENTS)})) or on (host_name) "
-                    f"max by (host_name) (max_over_time(timestamp({target_info(_AGENTS)})[1d:1m]))))"
+                    f"sort_desc(time() - (max by (host_name) (timestamp({agents(_NODES)})) or on (host_name) "
+                    f"max by (host_name) (max_over_time(timestamp({agents(_NODES)})[1d:1m]))))"
                 )
             ],
             columns={"host_name": "machine", "Value": "last heard"},
@@ -299,6 +298,6 @@ BOARD: Final = Board(
     title="gpumon: node fleet",
     description="Machines and their GPUs: busy, idle, and who holds them; the worst disks; the agents.",
     rows=[GLANCE, GPUS, DISKS, MACHINES],
-    variables=(Variable("host", "Machine", 'label_values(target_info{gpumon_node_id!=""}, host_name)', "host.name"),),
+    variables=(Variable("host", "Machine", values_of("host.name", {"gpumon.node.id": "!="}), "host.name"),),
     since="now-6h",
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from gpumon.metrics import Metric
-from monitoring.promql import series, target_info
+from monitoring.promql import senders, series
 
 RUN: Final = {"job": "$job", "instance": "=~$instance"}
 """The processes of the chosen run."""
@@ -22,11 +22,11 @@ def rate(metric: Metric, where: dict[str, str], by: str = "") -> str:
 
 
 def on_host(expression: str, where: dict[str, str]) -> str:
-    """With the machine's name, which a page /metrics has on `target_info` alone.
+    """With the machine's name, which is not on every series.
 
     *where* selects the senders; those that it leaves out are left out of the expression, too.
     """
-    return f"{expression} * on (job, instance) group_left (host_name) topk by (job, instance) (1, {target_info(where)})"
+    return f"{expression} * on (job, instance) group_left (host_name) topk by (job, instance) (1, {senders(where)})"
 
 
 def per_device(expression: str, *by: str, where: dict[str, str] = RUNS_MACHINES) -> str:

@@ -8,7 +8,9 @@ from gpumon import metrics as m
 from monitoring.dashboards.board import Board, Variable
 from monitoring.dashboards.training_devices import DISKS, GPUS, HOSTS, ITSELF
 from monitoring.dashboards.training_steps import ALERTS, DATA, GLANCE, STEPS
-from monitoring.promql import series
+from monitoring.promql import agents, series, values_of
+
+_OF_RANKS: Final = {"job": "$job", "gpumon.run.id": "=~$run", "gpumon.rank": "=~$rank"}
 
 VARIABLES: Final = (
     Variable(
@@ -21,26 +23,25 @@ VARIABLES: Final = (
     Variable(
         "run",
         "Run",
-        'label_values(target_info{job="$job"}, gpumon_run_id)',
+        values_of("gpumon.run.id", {"job": "$job"}),
         "gpumon.run.id: one per start; all ranks of a run have the same.",
     ),
     Variable(
         "rank",
         "Rank",
-        'label_values(target_info{job="$job", gpumon_run_id=~"$run"}, gpumon_rank)',
+        values_of("gpumon.rank", {"job": "$job", "gpumon.run.id": "=~$run"}),
         "gpumon.rank: a process of the run.",
     ),
     Variable(
         "host",
         "Machine",
-        'label_values(target_info{job="$job", gpumon_run_id=~"$run", gpumon_rank=~"$rank"}, host_name)',
+        values_of("host.name", _OF_RANKS),
         "host.name: where the processes are.",
     ),
     Variable(
         "instance",
         "Process",
-        'label_values(target_info{job="$job", gpumon_run_id=~"$run", gpumon_rank=~"$rank", '
-        'host_name=~"$host"}, instance)',
+        values_of("instance", {**_OF_RANKS, "host.name": "=~$host"}),
         "service.instance.id of the processes that were chosen above.",
         is_hidden=True,
         all_value="",
@@ -48,7 +49,7 @@ VARIABLES: Final = (
     Variable(
         "node",
         "Node",
-        'label_values(target_info{job="$job", instance=~"$instance"}, gpumon_node_id)',
+        values_of("gpumon.node.id", {"job": "$job", "instance": "=~$instance"}),
         "gpumon.node.id: the machine itself, also of processes in containers.",
         is_hidden=True,
         all_value="",
@@ -56,7 +57,7 @@ VARIABLES: Final = (
     Variable(
         "source",
         "Agents",
-        'label_values(target_info{gpumon_node_id=~"$node", gpumon_run_id=""}, instance)',
+        f"label_values({agents({'gpumon.node.id': '=~$node'})}, instance)",
         "The agents of those machines, over OTLP or scraped.",
         is_hidden=True,
         all_value="",

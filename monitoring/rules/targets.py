@@ -11,6 +11,7 @@ from monitoring.rules.rule import Group, Record
 TARGET: Final = "instance:gpumon_target:info"
 HOST: Final = "node:gpumon_host:info"
 _ANY_OF_OURS: Final = f"({series(m.COLLECTOR_UP)} or {series(m.STEP_COUNT)})"
+_ON_POINTS: Final = " or ".join(series(metric, {"gpumon.run.id": "!="}) for metric in (m.COLLECTOR_UP, m.STEP_COUNT))
 _IDENTITY: Final = "job, instance, host_name, gpumon_node_id, gpumon_run_id, gpumon_rank"
 
 
@@ -49,6 +50,8 @@ GROUP: Final = Group(
             TARGET,
             f"""
             topk by (job, instance) (1,
+              group by ({_IDENTITY}) ({_ON_POINTS})
+              or on (job, instance)
               group by ({_IDENTITY}) (
                 target_info and on (job, instance) {_ANY_OF_OURS}
               )
@@ -58,7 +61,8 @@ GROUP: Final = Group(
               )
             )
             """,
-            "1 per process that sends or is scraped, with its host, node, run and rank, from `target_info`.",
+            "1 per process that sends or is scraped, with its host, node, run and rank: from `target_info`, or from "
+            "its series, which have them where the provider is the application's.",
         ),
         Record(
             HOST,

@@ -74,7 +74,7 @@ def commands() -> None:
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Record into DIR itself. Default: a new folder under gpumon-runs/.",
+    help="Record into DIR itself. Default: $GPUMON_RUN_DIR, else a new folder under gpumon-runs/.",
 )
 @click.option("--no-report", is_flag=True, help="Print no report at the end; `gpumon report` does it later.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- CMD [ARG]...")

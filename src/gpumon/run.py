@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import shlex
@@ -32,7 +33,7 @@ _OPTION = re.compile(r"-([bBdEhiIOPqRsSuvVx]*)([cmWX].*)?", re.DOTALL)
 
 
 def run(command: Sequence[str], *, out: Path | None = None, report: bool = True) -> int:
-    """Run the command, recorded into *out* (default: a new folder under `gpumon-runs/`).
+    """Run the command, recorded into *out* (default: `GPUMON_RUN_DIR`, else a new folder under `gpumon-runs/`).
 
     Returns what to exit with: the command's exit code, 128+n where signal n ended it, 127 where there is no
     such command, 126 where it cannot be executed. stdout is the command's own; ours is stderr.
@@ -87,20 +88,39 @@ def _cannot_start(name: str, error: OSError) -> int:
 def _make_directory(command: Sequence[str], out: Path | None) -> tuple[Path, str]:
     service = service_of(command)
     try:
-        if out is None:
-            directory, run_id = new_run_directory(ROOT, service)
-        else:
+        if out is not None:
             directory, run_id = out, os.urandom(16).hex()
             directory.mkdir(parents=True, exist_ok=True)
-            if any(directory.glob("*.jsonl*")) or (directory / "run.json").exists():
+            if _holds_run(directory):
                 raise RunError(f"{out} holds a recorded run already: name another folder")
+        elif named := _named_directory():
+            directory, run_id = named, os.urandom(16).hex()
+            directory.mkdir(parents=True, exist_ok=True)
+        else:
+            directory, run_id = new_run_directory(ROOT, service)
         directory = directory.resolve()
         describe_run(directory, run_id, service, list(command))
     except OSError as error:
-        place = ROOT if out is None else out
+        place = out or _named_directory() or ROOT
         advice = "" if out else "; name a folder with --out"
         raise RunError(f"cannot record into {place}: {error.strerror}{advice}") from error
     return directory, run_id
+
+
+def _named_directory() -> Path | None:
+    """The folder of GPUMON_RUN_DIR, or `<folder>-2` and so on where that holds a run: a job may be started again.
+
+    Inside of another `gpumon run` the variable is that one's.
+    """
+    name = os.environ.get("GPUMON_RUN_DIR")
+    if not name or "GPUMON_RUN_ID" in os.environ:
+        return None
+    numbered = (Path(f"{name.rstrip(os.sep)}-{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain([Path(name)], numbered) if not _holds_run(path))
+
+
+def _holds_run(directory: Path) -> bool:
+    return any(directory.glob("*.jsonl*")) or (directory / "run.json").exists()
 
 
 def _environment(directory: Path, run_id: str) -> dict[str, str]:

@@ -154,10 +154,18 @@ def senders(file, device):
     return sent
 
 
+LAUNCHERS = {
+    "gpumon run": [sys.executable, "-m", "gpumon", "run", "--no-report", "--", sys.executable],
+    "opentelemetry-instrument": [Path(sys.executable).with_name("opentelemetry-instrument"), sys.executable],
+}
+"""With providers of gpumon's own, and with OpenTelemetry's."""
+
+
 @needs_collector
 @needs_clickhouse
 @pytest.mark.disk
-def test_a_training_beside_an_agent(slow_disk, tmp_path):
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_training_beside_an_agent(slow_disk, tmp_path, launcher):
     """Both send to the Collector: its file and ClickHouse give the verdict of the run directory, on the same disk."""
     data = slow_disk.path / "data"
     data.mkdir()
@@ -167,17 +175,26 @@ def test_a_training_beside_an_agent(slow_disk, tmp_path):
     slow_disk.set_delay(0.03)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "GPUMON_"))}
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "gpumon", "run", "--no-report", "--out", run, "--", sys.executable, TRAIN]
+    command = [*LAUNCHERS[launcher], TRAIN]
     options = f"--data {data} --workers 2 --batch 4 --pause 0.01".split()
     with short_folder() as folder, ClickHouse(tmp_path / "engine") as clickhouse:
         clickhouse.query("create database ours")
         with Server(parse(address(clickhouse, "ours"))) as server:
             install(server, layout=Layout())
         with Gateway(tmp_path / "collector", clickhouse) as gateway:
-            to_gateway = {"OTEL_EXPORTER_OTLP_ENDPOINT": gateway.http, "OTEL_METRIC_EXPORT_INTERVAL": "2000"}
+            to_gateway = {
+                "OTEL_EXPORTER_OTLP_ENDPOINT": gateway.http,
+                "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",  # OpenTelemetry's launcher takes gRPC
+                "OTEL_METRIC_EXPORT_INTERVAL": "2000",
+            }
             with agent_process(folder, **to_gateway) as agent:
                 eventually(lambda: agent.ask("/v1/health")["exports"], timeout_s=20)
-                own = {"GPUMON_EXPORT": "otlp+file", "GPUMON_AGENT_SOCKET": str(agent.socket)}
+                own = {
+                    "GPUMON_EXPORT": "otlp+file",
+                    "GPUMON_RUN_DIR": str(run),
+                    "GPUMON_AGENT_SOCKET": str(agent.socket),
+                    "OTEL_SERVICE_NAME": "train",
+                }
                 subprocess.run([*command, *options], env={**kept, **to_gateway, **own}, check=True, timeout=120)
             expected = judged(run)
             assert expected == ("data_loading_bound", "disk_slow", slow_disk.device)

@@ -80,12 +80,13 @@ def test_quantiles_of_the_step_time():
     )
 
 
+@pytest.mark.parametrize("has_own_provider", [False, True], ids=["", "provider of the application"])
 @pytest.mark.parametrize("is_scraped", [False, True], ids=["pushed", "scraped"])
-def test_who_is_where(is_scraped):
+def test_who_is_where(is_scraped, has_own_provider):
     """A machine has the agent's name of it, not that of a container on it; senders have their run and rank."""
     senders = [
         agent(is_scraped=is_scraped, host="node1"),
-        training(instance="i1", host="c0ffee", rank="3"),
+        training(instance="i1", host="c0ffee", rank="3", has_own_provider=has_own_provider),
         Sender("other", "x", host="node2", node="boot2"),
     ]
     assert_recorded(

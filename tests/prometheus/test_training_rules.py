@@ -53,13 +53,15 @@ def test_too_few_steps_are_not_judged():
     assert_fires(training(phases=WAITS, busy=0.012), {9: {}})
 
 
-def test_each_rank_of_each_run_is_judged_alone():
+@pytest.mark.parametrize("has_own_provider", [False, True], ids=["", "provider of the application"])
+def test_each_rank_of_each_run_is_judged_alone(has_own_provider):
     """Four processes of two runs on one host, of which two wait; the healthy ones stay out of it."""
+    own = {"has_own_provider": has_own_provider}
     runs = [
-        training(instance="i1", run="run1", rank="0", phases=WAITS),
-        training(instance="i2", run="run1", rank="1", phases=WAITS),
-        training(instance="i3", run="run2", rank="0"),
-        training("other", "i4", run="run3", rank="0"),
+        training(instance="i1", run="run1", rank="0", phases=WAITS, **own),
+        training(instance="i2", run="run1", rank="1", phases=WAITS, **own),
+        training(instance="i3", run="run2", rank="0", **own),
+        training("other", "i4", run="run3", rank="0", **own),
     ]
     assert_fires(runs, {9: {"DataLoadingBound critical": 2}})
     alert = {"alertname": "DataLoadingBound", "monitor": "gpumon", "severity": "critical", "job": "train"}

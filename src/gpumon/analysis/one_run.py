@@ -22,8 +22,8 @@ BEFORE_S, AFTER_S = 90.0, 60.0
 
 _IS_AGENT = "coalesce(attributes['gpumon.run.id'], '') = '' and coalesce(attributes['gpumon.node.id'], '') <> ''"
 _IS_ELSEWHERE = f"""{_IS_AGENT} and attributes['gpumon.node.id'] not in (
-    select r.attributes['gpumon.node.id'] from series s join resources r using (resource_id)
-    where gpumon_run_id(r.attributes, s.attributes) = ? and coalesce(r.attributes['gpumon.node.id'], '') <> ''
+    select gpumon_node(r.attributes, s.attributes) from series s join resources r using (resource_id)
+    where gpumon_run_id(r.attributes, s.attributes) = ?
 )"""
 
 

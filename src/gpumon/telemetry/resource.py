@@ -73,8 +73,8 @@ def script_name(argv: list[str]) -> str | None:
 
 
 def identity(run_id: str) -> dict[str, Any]:
-    """What tells one process of one run from others, for points and spans in providers not ours."""
-    attributes: dict[str, Any] = {"gpumon.run.id": run_id, "gpumon.rank": ranks()["gpumon.rank"]}
+    """What tells one process of one run from others, and where it runs, for points and spans in providers not ours."""
+    attributes: dict[str, Any] = {"gpumon.run.id": run_id, "gpumon.rank": ranks()["gpumon.rank"], **_place()}
     if job := job_id():
         attributes["gpumon.job.id"] = job
     return attributes
@@ -98,9 +98,14 @@ def resource(service: str, run_id: str) -> Resource:
 
 def host_attributes() -> dict[str, Any]:
     """`host.*`, and `gpumon.node.id`, which a process in a container shares with the machine that it is on."""
-    attributes = {"host.name": os.uname().nodename}
+    attributes = _place()
     if host_id := _first_line(*_HOST_IDS):
         attributes["host.id"] = host_id
+    return attributes
+
+
+def _place() -> dict[str, str]:
+    attributes = {"host.name": os.uname().nodename}
     if node_id := os.environ.get("GPUMON_NODE_ID") or _first_line(_BOOT_ID):
         attributes["gpumon.node.id"] = node_id
     return attributes

@@ -111,7 +111,9 @@ class RunQueries:
 def _nodes(server: Server, run: KnownRun) -> list[str]:
     table = "otel_metrics_gauge"
     rows = server.query(
-        f"""select distinct ResourceAttributes['gpumon.node.id'] as node from {table}
+        f"""select distinct
+            if(ResourceAttributes['gpumon.node.id'] <> '', ResourceAttributes, Attributes)['gpumon.node.id'] as node
+        from {table}
         where MetricName = 'gpumon.collector.up' and node <> ''
             and ({of_run(table, run.id)}) and {_between(table, run.begin_s - 1, run.end_s + 1)}
         order by node"""

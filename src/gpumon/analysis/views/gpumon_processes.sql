@@ -7,6 +7,6 @@ select distinct
     gpumon_rank("ResourceAttributes", "Attributes") as rank,
     gpumon_instance("ResourceAttributes", "Attributes") as instance,
     coalesce("ResourceAttributes"['service.name'], '') as service,
-    coalesce("ResourceAttributes"['host.name'], '') as host,
-    coalesce("ResourceAttributes"['gpumon.node.id'], '') as node
+    gpumon_host("ResourceAttributes", "Attributes") as host,
+    gpumon_node("ResourceAttributes", "Attributes") as node
 from otel_metrics_sum

@@ -7,6 +7,10 @@ create or replace function gpumon_run_id as (r, a) ->
     coalesce(nullIf(r['gpumon.run.id'], ''), nullIf(a['gpumon.run.id'], ''), '');
 create or replace function gpumon_rank as (r, a) ->
     toInt32(coalesce(toFloat64OrNull(r['gpumon.rank']), toFloat64OrNull(a['gpumon.rank']), 0));
+create or replace function gpumon_node as (r, a) ->
+    coalesce(nullIf(r['gpumon.node.id'], ''), nullIf(a['gpumon.node.id'], ''), '');
+create or replace function gpumon_host as (r, a) ->
+    coalesce(nullIf(r['host.name'], ''), nullIf(a['host.name'], ''), '');
 create or replace function gpumon_instance as (r, a) -> coalesce(
     nullIf(r['service.instance.id'], ''),
     nullIf(r['process.pid'], ''),

@@ -6,6 +6,10 @@ create or replace macro gpumon_run_id(resource, attributes) as
     coalesce(nullif(resource['gpumon.run.id'], ''), nullif(attributes['gpumon.run.id'], ''), '');
 create or replace macro gpumon_rank(resource, attributes) as
     cast(coalesce(try_cast(resource['gpumon.rank'] as double), try_cast(attributes['gpumon.rank'] as double), 0) as integer);
+create or replace macro gpumon_node(resource, attributes) as
+    coalesce(nullif(resource['gpumon.node.id'], ''), nullif(attributes['gpumon.node.id'], ''), '');
+create or replace macro gpumon_host(resource, attributes) as
+    coalesce(nullif(resource['host.name'], ''), nullif(attributes['host.name'], ''), '');
 create or replace macro gpumon_instance(resource, attributes) as coalesce(
     nullif(resource['service.instance.id'], ''),
     nullif(resource['process.pid'], ''),
