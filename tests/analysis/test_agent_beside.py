@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from gpumon.analysis.clickhouse.install import install
 from gpumon.analysis.clickhouse.server import Server
 from gpumon.analysis.clickhouse.tables import Layout
 from gpumon.analysis.report import build_report
+from gpumon.export import export
 from gpumon.system.node_series import device_of
 from otlp_receiver import eventually
 from peers import ClickHouse, needs_clickhouse, needs_collector
@@ -57,6 +59,24 @@ def in_two_parts(line, node, is_exported_by_agent):
     return [own, agents] if is_exported_by_agent else [own]
 
 
+def under_a_provider_of_the_application(line, *, names_node):
+    """The line as it is where run and machine are on the points; *names_node*: its resource has the node as well."""
+    line = json.loads(line) if isinstance(line, str) else copy.deepcopy(line)
+    for resource in line["resourceMetrics"]:
+        described = {each["key"]: each for each in resource["resource"]["attributes"]}
+        moved = [described.pop(key) for key in ("gpumon.run.id", "gpumon.rank", "host.name") if key in described]
+        if len(moved) < 3:
+            return line  # the agent's
+        moved.append(described["gpumon.node.id"] if names_node else described.pop("gpumon.node.id"))
+        resource["resource"]["attributes"] = list(described.values())
+        for scope in resource["scopeMetrics"]:
+            for metric in scope["metrics"]:
+                (data,) = (metric[kind] for kind in ("gauge", "sum", "histogram") if kind in metric)
+                for point in data["dataPoints"]:
+                    point["attributes"] = [*point.get("attributes", []), *moved]
+    return line
+
+
 def is_machines(name, point):
     given = {each["key"]: next(iter(each["value"].values())) for each in point.get("attributes", ())}
     return device_of(name, given) is not None
@@ -70,8 +90,15 @@ def recording(folder, node, begin_s, **training):
     return recorder.metrics
 
 
-@pytest.fixture
-def two_nodes(tmp_path):
+PROVIDERS = {
+    "provider of gpumon": lambda line: line,
+    "provider of the application": partial(under_a_provider_of_the_application, names_node=False),
+    "provider that names the node": partial(under_a_provider_of_the_application, names_node=True),
+}
+
+
+@pytest.fixture(params=PROVIDERS)
+def two_nodes(request, tmp_path):
     """Run directories' metrics by node, and a Collector's file of both: every fifth export of the machine's series."""
     alone = {
         "node-1": recording(tmp_path / "1", "node-1", 0.0, gpus=[Gpu(busy=0.2)], disks=[Disk(unloaded_s=0.078)]),
@@ -84,7 +111,7 @@ def two_nodes(tmp_path):
         for part in in_two_parts(line, node, number % 5 == 4)
     ]
     file = tmp_path / "otlp.jsonl"
-    file.write_text("".join(json.dumps(part) + "\n" for part in parts))
+    file.write_text("".join(json.dumps(PROVIDERS[request.param](part)) + "\n" for part in parts))
     return alone, file
 
 
@@ -132,6 +159,36 @@ def test_a_disk_that_the_training_read_first_and_the_agent_later(tmp_path):
     (failing,) = (each for each in content["findings"] if each["rule"] == "DiskFailing")
     assert "+8 since the run began" in failing["summary"]
     assert content["devices"][0]["health"] == "predicted_failure"
+
+
+@needs_clickhouse
+@pytest.mark.parametrize("names_node", [False, True])
+def test_two_runs_on_one_node_under_providers_of_their_applications(tmp_path, names_node):
+    """In ClickHouse each has its own rows, and not the other's as if an agent had sent them."""
+    quick, slow = Disk(await_s=0.0004, utilization=0.1), Disk(unloaded_s=0.078)
+    alone = {}
+    for number, disk in enumerate((quick, slow)):
+        recorder = Recorder(tmp_path / str(number), run_id=f"{number}a" * 16, node="node-1", instance=f"i{number}")
+        for _ in range(40):
+            recorder.window(Training(disks=[disk]))
+        alone[f"{number}a" * 16] = build_report(recorder.metrics).as_dict()
+        lines = recorder.metrics.read_text().splitlines()
+        sent = [under_a_provider_of_the_application(line, names_node=names_node) for line in lines]
+        recorder.metrics.write_text("".join(json.dumps(line) + "\n" for line in sent))
+    with ClickHouse(tmp_path / "engine") as clickhouse:
+        clickhouse.query("create database ours")
+        with Server(parse(address(clickhouse, "ours"))) as server:
+            install(server, layout=Layout(ttl_days=36_500))
+        for number in range(2):
+            assert export(tmp_path / str(number), address(clickhouse, "ours")).is_whole
+        for run, expected in alone.items():
+            found = build_report(address(clickhouse, "ours", run)).as_dict()
+            assert is_same(expected["verdict"], found["verdict"])
+            for mine, theirs in zip(found["devices"], expected["devices"], strict=True):
+                assert mine["id"] == theirs["id"]
+                assert mine.get("await_s") == pytest.approx(theirs.get("await_s"))
+    first, second = alone.values()
+    assert not is_same(first["verdict"], second["verdict"])
 
 
 def judged(name):
