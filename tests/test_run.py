@@ -474,12 +474,12 @@ def test_the_folder_that_the_environment_names(tmp_path):
     """A job that is started again gets a folder beside it; a run within a run does not take the outer one's."""
     command = [sys.executable, "-m", "gpumon", "run", "--no-report", "--", "true"]
     environment = {**os.environ, "GPUMON_RUN_DIR": str(tmp_path / "named")}
-    for _ in range(2):
-        subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+    several = [subprocess.Popen(command, cwd=tmp_path, env=environment) for _ in range(3)]
+    assert [process.wait(30) for process in several] == [0, 0, 0]
     nested = [*command[:-1], *command]
     subprocess.run(nested, cwd=tmp_path, env={**environment, "GPUMON_RUN_DIR": str(tmp_path / "outer")}, check=True)
 
-    assert sorted(path.parent.name for path in tmp_path.glob("*/run.json")) == ["named", "named-2", "outer"]
+    assert sorted(path.parent.name for path in tmp_path.glob("*/run.json")) == ["named", "named-2", "named-3", "outer"]
     assert len(list(tmp_path.glob("gpumon-runs/*/run.json"))) == 1
 
 

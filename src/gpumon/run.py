@@ -10,13 +10,13 @@ import shlex
 import shutil
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gpumon._hook import sitecustomize as hook
 from gpumon.errors import RunError
 from gpumon.system.command import NOT_EXECUTABLE, NOT_FOUND, execute, exit_code_of
-from gpumon.telemetry.run_json import describe_run, edit_run, new_run_directory, now, read_run
+from gpumon.telemetry.run_json import describe_run, edit_run, new_run_directory, new_run_id, now, read_run
 
 ROOT = Path("gpumon-runs")
 NOT_RECORDED = "not-recorded.txt"
@@ -87,40 +87,34 @@ def _cannot_start(name: str, error: OSError) -> int:
 
 def _make_directory(command: Sequence[str], out: Path | None) -> tuple[Path, str]:
     service = service_of(command)
+    named = out or _named_directory()
     try:
-        if out is not None:
-            directory, run_id = out, os.urandom(16).hex()
-            directory.mkdir(parents=True, exist_ok=True)
-            if _holds_run(directory):
-                raise RunError(f"{out} holds a recorded run already: name another folder")
-        elif named := _named_directory():
-            directory, run_id = named, os.urandom(16).hex()
-            directory.mkdir(parents=True, exist_ok=True)
-        else:
+        if named is None:
             directory, run_id = new_run_directory(ROOT, service)
-        directory = directory.resolve()
-        describe_run(directory, run_id, service, list(command))
+            describe_run(directory.resolve(), run_id, service, list(command))
+            return directory.resolve(), run_id
+        run_id = new_run_id()
+        for directory in [out] if out else _numbered(named):
+            directory.mkdir(parents=True, exist_ok=True)
+            if describe_run(directory.resolve(), run_id, service, list(command)):
+                return directory.resolve(), run_id
+        raise RunError(f"{out} holds a recorded run already: name another folder")
     except OSError as error:
-        place = out or _named_directory() or ROOT
         advice = "" if out else "; name a folder with --out"
-        raise RunError(f"cannot record into {place}: {error.strerror}{advice}") from error
-    return directory, run_id
+        raise RunError(f"cannot record into {named or ROOT}: {error.strerror}{advice}") from error
 
 
 def _named_directory() -> Path | None:
-    """The folder of GPUMON_RUN_DIR, or `<folder>-2` and so on where that holds a run: a job may be started again.
-
-    Inside of another `gpumon run` the variable is that one's.
-    """
+    """The folder of GPUMON_RUN_DIR; inside of another `gpumon run` the variable is that one's."""
     name = os.environ.get("GPUMON_RUN_DIR")
-    if not name or "GPUMON_RUN_ID" in os.environ:
-        return None
-    numbered = (Path(f"{name.rstrip(os.sep)}-{number}") for number in itertools.count(2))
-    return next(path for path in itertools.chain([Path(name)], numbered) if not _holds_run(path))
+    return Path(name) if name and "GPUMON_RUN_ID" not in os.environ else None
 
 
-def _holds_run(directory: Path) -> bool:
-    return any(directory.glob("*.jsonl*")) or (directory / "run.json").exists()
+def _numbered(directory: Path) -> Iterator[Path]:
+    """It, `<directory>-2` and so on: a job may be started again, or several times at once."""
+    yield directory
+    for number in itertools.count(2):
+        yield directory.with_name(f"{directory.name}-{number}")
 
 
 def _environment(directory: Path, run_id: str) -> dict[str, str]:

@@ -84,11 +84,19 @@ def edit_run(directory: Path) -> Iterator[dict[str, Any]]:
             raise
 
 
-def describe_run(directory: Path, run_id: str, service: str, command: list[str]) -> None:
-    """Fill `run.json` at the start of a command that this process launches and outlives."""
+def describe_run(directory: Path, run_id: str, service: str, command: list[str]) -> bool:
+    """Fill `run.json` at the start of a command that this process launches and outlives.
+
+    False where a run is there already: it stays as it is.
+    """
+    if read_run(directory) or any(directory.glob("*.jsonl*")):
+        return False
     with edit_run(directory) as run:
+        if run:  # of a process that came first
+            return False
         _describe(run, run_id, service, command)
         run["launcher"] = _this_process()
+    return True
 
 
 def join_run(directory: Path, run_id: str, service: str, rank: int, started: float | None = None) -> tuple[Path, str]:
