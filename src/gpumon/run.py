@@ -90,14 +90,15 @@ def _make_directory(command: Sequence[str], out: Path | None) -> tuple[Path, str
     named = out or _named_directory()
     try:
         if named is None:
-            directory, run_id = new_run_directory(ROOT, service)
-            describe_run(directory.resolve(), run_id, service, list(command))
-            return directory.resolve(), run_id
-        run_id = new_run_id()
-        for directory in [out] if out else _numbered(named):
-            directory.mkdir(parents=True, exist_ok=True)
-            if describe_run(directory.resolve(), run_id, service, list(command)):
-                return directory.resolve(), run_id
+            made, run_id = new_run_directory(ROOT, service)
+            folders = iter([made])
+        else:
+            run_id, folders = new_run_id(), iter([named]) if out else _numbered(named)
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            directory = folder.resolve()
+            if describe_run(directory, run_id, service, list(command)):
+                return directory, run_id
         raise RunError(f"{out} holds a recorded run already: name another folder")
     except OSError as error:
         advice = "" if out else "; name a folder with --out"

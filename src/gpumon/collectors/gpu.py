@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from gpumon import metrics as m
@@ -201,7 +202,7 @@ class GpuCollector:
             place.handle,
             place.index,
             place.uuid,
-            instances=lambda: _instances(pynvml, place.handle, place.may_use),
+            instances=partial(_instances, pynvml, place.handle, place.may_use),
             events=self._xids,
             ours=self._ours,
         )
