@@ -18,7 +18,8 @@ the last five minutes where the report has the whole run. Load it with `rule_fil
 - **Once per device.** A GPU or a disk that its agent and eight ranks report is one alert, under its machine's name and
   its UUID or serial number. A training is one alert per process, with run and rank.
 - **Pushed or scraped.** Series may come from Prometheus' OTLP receiver, from the Collector and from `/metrics` of
-  `gpumon agent --prometheus`. They are joined by `target_info`, on `job` and `instance`.
+  `gpumon agent --prometheus`. They are joined by `target_info`, on `job` and `instance`; where the provider is the
+  application's, run, rank and machine are on its series.
 - **While it lasts.** A training is judged while it sends: half a minute after its end, with exports every 10 s, its
   alerts are over. What the kernel saw on a disk with a run's data stays for a day.
 - **First events.** `increase()` sees nothing of a series that begins at 1. The kernel's I/O errors, whose series may
