@@ -40,12 +40,12 @@ def series(metric: Metric, where: Where | None = None, *, part: str = "") -> str
 
 def target_info(where: Where | None = None) -> str:
     """A selector of what is known of senders: the resource of each."""
-    return "target_info{" + ", ".join(_matcher(name, value) for name, value in (where or {}).items()) + "}"
+    return f"target_info{{{_matchers(where or {})}}}"
 
 
 def agents(where: Where | None = None) -> str:
     """The nodes' agents, by `target_info`: of what names a node only they belong to no run."""
-    return target_info({**(where or {}), "gpumon.run.id": ""})
+    return f'target_info{{gpumon_node_id!="", {_matchers({"gpumon.run.id": "", **(where or {})})}}}'
 
 
 def senders(where: Where | None = None) -> str:
@@ -59,13 +59,16 @@ def senders(where: Where | None = None) -> str:
 def values_of(name: str, where: Where) -> str:
     """Grafana's query for the values that an attribute of `OF_SENDER`, or `instance`, has among senders."""
     either = f"target_info|{prometheus_name(m.COLLECTOR_UP, is_scraped=True)}(_ratio)?"
-    matchers = ", ".join([f'__name__=~"{either}"', *(_matcher(key, value) for key, value in where.items())])
-    return f"label_values({{{matchers}}}, {label(name)})"
+    return f'label_values({{__name__=~"{either}", {_matchers(where)}}}, {label(name)})'
 
 
 def percent(share: float) -> str:
     """0.2 -> 20 %, for texts."""
     return f"{share * 100:g} %"
+
+
+def _matchers(where: Where) -> str:
+    return ", ".join(_matcher(name, value) for name, value in where.items())
 
 
 def _matcher(name: str, value: str) -> str:

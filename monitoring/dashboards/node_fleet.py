@@ -49,7 +49,7 @@ GLANCE: Final = Row(
     "At a glance",
     [
         _count("Machines", "That send, or are scraped.", f"group by (gpumon_node_id) ({senders(_NODES)})"),
-        _count("Agents", "`gpumon agent`, one per machine.", f"group by (gpumon_node_id) ({agents(_NODES)})"),
+        _count("Agents", "`gpumon agent`, one per machine.", f"group by (gpumon_node_id) ({agents(_HOSTS)})"),
         _count(
             "Trainings",
             "Processes that did a step within the last minutes.",
@@ -283,8 +283,8 @@ MACHINES: Final = Row(
             "s",
             [
                 Query(
-                    f"sort_desc(time() - (max by (host_name) (timestamp({agents(_NODES)})) or on (host_name) "
-                    f"max by (host_name) (max_over_time(timestamp({agents(_NODES)})[1d:1m]))))"
+                    f"sort_desc(time() - (max by (host_name) (timestamp({agents(_HOSTS)})) or on (host_name) "
+                    f"max by (host_name) (max_over_time(timestamp({agents(_HOSTS)})[1d:1m]))))"
                 )
             ],
             columns={"host_name": "machine", "Value": "last heard"},

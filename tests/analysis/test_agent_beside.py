@@ -255,13 +255,15 @@ def test_a_training_beside_an_agent(slow_disk, tmp_path, launcher):
                 subprocess.run([*command, *options], env={**kept, **to_gateway, **own}, check=True, timeout=120)
             expected = judged(run)
             assert expected == ("data_loading_bound", "disk_slow", slow_disk.device)
+            (own_reading,) = (each for each in build_report(run).devices if each["id"] == slow_disk.device)
+            assert own_reading["await_s"]["mean"] > 0.03
             in_clickhouse = address(clickhouse, "ours", json.loads((run / "run.json").read_text())["id"])
             for name in (str(gateway.file), in_clickhouse):
                 eventually(lambda name=name: judged(name) == expected, timeout_s=30)
                 (disk,) = (each for each in build_report(name).devices if each["id"] == slow_disk.device)
                 assert disk["holds_dataset"]
-                assert 0.03 < disk["await_s"]["mean"] < 0.06
-                assert disk["utilization"]["mean"] > 0.8
+                for figure in ("await_s", "utilization"):
+                    assert disk[figure]["mean"] == pytest.approx(own_reading[figure]["mean"], rel=0.3)
             sent = senders(gateway.file, slow_disk.device)
             assert sent["gpumon-agent"] > 3
             assert sent["train"] < 3  # until it knew of the agent

@@ -26,7 +26,7 @@ from gpumon.tracing.guard import guard
 from gpumon.tracing.stamps import ASKED, FETCHING, OUTSIDE, Stamps
 from gpumon.tracing.steps import LoaderSettings, StepTracer
 
-from . import checkpoints, torch_backward
+from . import torch_backward, torch_checkpoints
 
 _tracer: StepTracer | None = None
 _undo: list[Callable[[], None]] = []
@@ -52,7 +52,7 @@ def instrument(tracer: StepTracer) -> None:
         wrapt.register_post_import_hook(_patch, "torch")
         wrapt.register_post_import_hook(_skip_in_dynamo, "torch._dynamo")
         wrapt.register_post_import_hook(_patch_stateful, _STATEFUL)
-        for writer in checkpoints.WRITERS.keys() - {"torch"}:
+        for writer in torch_checkpoints.WRITERS.keys() - {"torch"}:
             wrapt.register_post_import_hook(_watch_writer, writer)
     elif "torch" in sys.modules:
         _patch(sys.modules["torch"])
@@ -100,9 +100,9 @@ def _patch(torch: Any) -> None:
         _watch_exceptions(tracer)
         if (stateful := sys.modules.get(_STATEFUL)) is not None:
             _patch_stateful(stateful)
-        for writer in checkpoints.WRITERS:
+        for writer in torch_checkpoints.WRITERS:
             if (module := sys.modules.get(writer)) is not None:
-                checkpoints.watch(module, _replace)
+                torch_checkpoints.watch(module, _replace)
 
 
 def _patch_stateful(module: Any) -> None:
@@ -114,7 +114,7 @@ def _patch_stateful(module: Any) -> None:
 def _watch_writer(module: Any) -> None:
     if _undo:
         with guard("checkpoint"):
-            checkpoints.watch(module, _replace)
+            torch_checkpoints.watch(module, _replace)
 
 
 def _replace(owner: Any, name: str, new: Any) -> None:
