@@ -440,6 +440,7 @@ def _gauges(t):
         at = {m.HW_ID: gpu.name, m.GPU_INDEX: gpu.index}
         points += [
             (m.GPU_UTILIZATION, gpu.busy, {**at, m.HW_GPU_TASK: "general"}),
+            *((m.GPU_UTILIZATION, 0.0, {**at, m.HW_GPU_TASK: task}) for task in ("encoder", "decoder")),
             (m.TEMPERATURE, gpu.celsius, {**at, m.HW_ID: f"{gpu.name}/core", m.HW_PARENT: gpu.name}),
             (m.TEMPERATURE_LIMIT, 89.0, {**at, m.HW_LIMIT_TYPE: "high.degraded"}),
             (m.GPU_CLOCK_FREQUENCY, gpu.clock_hz, {**at, m.GPU_CLOCK: "sm"}),

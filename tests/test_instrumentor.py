@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -255,3 +256,77 @@ def test_examples_are_recorded(tmp_path, name):
 
     assert report["steps"]["count"] == (120 if name == "plain_pytorch.py" else 200)
     assert report["steps"]["epochs"] == (3 if name == "plain_pytorch.py" else 2)
+
+
+OWN_PROVIDERS = """
+from opentelemetry import metrics, trace
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+def set_providers():
+    tracer_provider = TracerProvider()
+    tracer_provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    trace.set_tracer_provider(tracer_provider)
+    metrics.set_meter_provider(MeterProvider([PeriodicExportingMetricReader(OTLPMetricExporter(), 60_000)]))
+"""
+
+
+@pytest.mark.parametrize("launcher", [(), ("-m", "gpumon", "run", "--no-report", "--", sys.executable)])
+def test_the_end_of_a_run_arrives_at_providers_that_came_later(tmp_path, launcher):
+    """Python shuts down first what came last; the step that failed, and all before it, are there nevertheless."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        TRAIN + OWN_PROVIDERS + "import time, gpumon\ngpumon.instrument()\nset_providers()\ntrain()\ntime.sleep(1)\n"
+        "with gpumon.step():\n    raise ValueError('a bad batch')\n"
+    )
+    with receiver() as collector:
+        done = subprocess.run(
+            [sys.executable, *launcher, str(script)],
+            cwd=tmp_path,
+            env={**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint, "GPUMON_EXPORT": "auto"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    assert done.returncode == 1 and "a bad batch" in done.stderr
+    spans = collector.spans()
+    assert "train.run" in {span.name for span in spans}
+    failed = [span for span in spans if any(at.value.string_value == "failed" for at in span.attributes)]
+    assert len(failed) == 1
+    assert collector.points("gpumon.step.count")[-1].as_int == 32
+    assert collector.points("gpumon.step.failures")[-1].as_int == 1
+
+
+def ids(collector):
+    """The run ids of all that arrived, on resources, points and spans."""
+    found = set()
+    for _path, _headers, request in collector.requests:
+        found |= set(re.findall(r'"gpumon.run.id"[^}]*?string_value: "(\w+)"', str(request), re.DOTALL))
+    return found
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["", "provider of the application"])
+def test_ranks_that_send_alone_are_one_run(tmp_path, own):
+    """A folder is named and none is written; also under `gpumon run`, whose run it is."""
+    script = tmp_path / "train.py"
+    begin = OWN_PROVIDERS + "set_providers()\n" if own else ""
+    script.write_text(TRAIN + begin + "import gpumon\ngpumon.instrument()\ntrain()\n")
+    both = f"for rank in 0 1; do RANK=$rank LOCAL_RANK=$rank WORLD_SIZE=2 {sys.executable} {script} & done; wait"
+    launched = [sys.executable, "-m", "gpumon", "run", "--no-report", "--out", "run", "--", "sh", "-c", both]
+    for command in (["sh", "-c", both], launched):
+        with receiver() as collector:
+            environment = {
+                "OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint,
+                "OTEL_METRIC_EXPORT_INTERVAL": "500",
+                "GPUMON_EXPORT": "otlp",
+                "GPUMON_RUN_DIR": str(tmp_path / "named"),
+            }
+            subprocess.run(command, cwd=tmp_path, env={**os.environ, **environment}, timeout=120, check=True)
+        assert len(ids(collector)) == 1
+        assert {point.as_int for point in collector.points("gpumon.step.count")} >= {32}
+    assert ids(collector) == {json.loads((tmp_path / "run" / "run.json").read_text())["id"]}

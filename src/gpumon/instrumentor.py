@@ -141,6 +141,7 @@ class Recording:
         torch_integration.uninstrument()
         manual.use(None)
         self._finish()
+        atexit.unregister(self._at_exit)  # where a provider came in between
         HUB.detach()
 
     def _at_exit(self) -> None:
@@ -165,6 +166,10 @@ class Recording:
 
     def _run(self) -> None:
         while not self._stop.wait(FOLD_S):
+            if self._output.has_new_provider():
+                # Python runs the exit's functions last in, first out, and a provider brings one that shuts it down.
+                atexit.unregister(self._at_exit)
+                atexit.register(self._at_exit)
             if self._sampler is None and self._output.is_listening:
                 with guard("sampler"):
                     self._sampler = make_sampler(self._config, self._agent)
@@ -222,7 +227,8 @@ class Recording:
         for key, value in between(m.PRESSURE_STALL_RATIO, begin_s, end_s).items():
             if ("gpumon.pressure.resource", "io") in key and (m.PRESSURE_KIND, "some") in key:
                 attributes["gpumon.window.io.pressure"] = value
-        if gpus := list(between(m.GPU_UTILIZATION, begin_s, end_s).values()):
+        utilization = between(m.GPU_UTILIZATION, begin_s, end_s).items()
+        if gpus := [value for key, value in utilization if (m.HW_GPU_TASK, "general") in key]:
             attributes["gpumon.window.gpu.utilization"] = sum(gpus) / len(gpus)
         return attributes
 

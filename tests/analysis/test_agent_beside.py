@@ -123,7 +123,7 @@ def test_the_report_is_that_of_the_run_directory(two_nodes, node):
 
     for part in ("verdict", "steps"):
         assert is_same(expected[part], found[part])
-    assert found["run"]["service"] == "train"
+    assert (found["run"]["service"], found["run"]["hosts"]) == ("train", expected["run"]["hosts"])
     assert [(each["rule"], each["cause"], each["device"]) for each in found["findings"]] == [
         (each["rule"], each["cause"], each["device"]) for each in expected["findings"]
     ]
@@ -262,8 +262,8 @@ def test_a_training_beside_an_agent(slow_disk, tmp_path, launcher):
                 eventually(lambda name=name: judged(name) == expected, timeout_s=30)
                 (disk,) = (each for each in build_report(name).devices if each["id"] == slow_disk.device)
                 assert disk["holds_dataset"]
-                for figure in ("await_s", "utilization"):
-                    assert disk[figure]["mean"] == pytest.approx(own_reading[figure]["mean"], rel=0.3)
+                assert disk["await_s"]["mean"] == pytest.approx(own_reading["await_s"]["mean"], rel=0.3)
+                assert disk["utilization"]["mean"] > 0.3  # the launcher's providers count from the start of Python on
             sent = senders(gateway.file, slow_disk.device)
             assert sent["gpumon-agent"] > 3
             assert sent["train"] < 3  # until it knew of the agent

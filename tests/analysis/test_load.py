@@ -1,6 +1,7 @@
 """Loading runs: live ones, closed segments, damaged lines, and what is no run at all."""
 
 import gzip
+import json
 import shutil
 
 import pytest
@@ -9,7 +10,18 @@ from gpumon import metrics as m
 from gpumon.analysis.load import Loader, load, newest_run, recorded_runs
 from gpumon.analysis.report import build_report
 from gpumon.errors import RunError
-from recorded import START_S, Recorder, Training, metrics_line, record, span, spans_line, step_spans, write_run
+from recorded import (
+    START_S,
+    Recorder,
+    Training,
+    metrics_line,
+    record,
+    resource,
+    span,
+    spans_line,
+    step_spans,
+    write_run,
+)
 
 
 def count(run, table="otel_metrics_sum", name="gpumon.step.count"):
@@ -58,7 +70,7 @@ def test_a_collector_file_mixes_the_signals(tmp_path):
     """Metrics, spans and log records in the lines of one file, and a kind of line that nobody knows yet."""
     file = tmp_path / "otlp.jsonl"
     log = (
-        '{"resourceLogs":[{"resource":{},"scopeLogs":[{"logRecords":['
+        f'{{"resourceLogs":[{{"resource":{json.dumps(resource())},"scopeLogs":[{{"logRecords":['
         '{"timeUnixNano":"1","body":{"stringValue":"hi"}}]}]}]}\n'
     )
     point = metrics_line(START_S, [(m.STEP_COUNT, 5, {m.STAGE: "train"})])

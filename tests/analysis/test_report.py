@@ -9,12 +9,27 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from compare_rows import is_same
 from gpumon import metrics as m
 from gpumon.analysis import report as module
+from gpumon.analysis.load import load
 from gpumon.analysis.quantiles import quantile
 from gpumon.analysis.report import build_report
 from gpumon.errors import RunError
-from recorded import START_S, Disk, Gpu, Recorder, Training, metrics_line, record, step_spans, write_run
+from recorded import (
+    START_S,
+    Disk,
+    Gpu,
+    Recorder,
+    Training,
+    event_line,
+    metrics_line,
+    record,
+    span,
+    spans_line,
+    step_spans,
+    write_run,
+)
 
 SCHEMA = json.loads(Path(module.__file__).with_name("report.schema.json").read_text())
 SLOW = Training(disks=[Disk(unloaded_s=0.078)])
@@ -345,6 +360,70 @@ def test_a_collector_file_is_a_run_too(tmp_path):
     )
     assert content["run"]["duration_s"] == pytest.approx(20.0)
     assert content["run"]["started"] == "2026-09-21T14:13:20.000Z"
+
+
+def test_a_collector_file_holds_more_than_the_run(tmp_path):
+    """Another application's spans, the Collector's own host metrics, an hour before and after: nothing of it counts."""
+    recorder = Recorder(tmp_path / "run")
+    for _ in range(30):
+        recorder.window(Training(gpus=[Gpu(busy=0.2)]))
+    recorder.write_spans(step_spans(3, START_S + 2, 0.1, {"forward": 0.1}))
+    own = recorder.metrics.read_text() + recorder.traces.read_text()
+    shop = {"run_id": "", "service": "shop", "instance": "web", "host.name": "web01"}
+    others = [
+        line
+        for at_s in (START_S - 3600, START_S + 5, START_S + 3600)
+        for line in (
+            spans_line([span("GET /", at_s, 1.0, int(at_s), int(at_s))], **shop),
+            metrics_line(at_s, [(m.DISK_UTILIZATION, 1.0, {m.SYSTEM_DEVICE: "sdz"})], **shop),
+            event_line(at_s, "gpumon.gpu.xid", {}, **shop),
+        )
+    ]
+    alone, mixed = tmp_path / "alone.jsonl", tmp_path / "mixed.jsonl"
+    alone.write_text(own)
+    mixed.write_text("".join(others) + own)
+    expected, found = (build_report(file).as_dict() for file in (alone, mixed))
+
+    for part in ("verdict", "findings", "steps", "devices", "missing"):
+        assert found[part] == expected[part]
+    assert {**found["run"], "path": None} == {**expected["run"], "path": None}
+    assert found["run"]["duration_s"] == pytest.approx(30, abs=1)
+
+
+def test_points_that_came_twice_change_nothing(tmp_path):
+    """A Collector's file has a request twice where it was sent again."""
+    once, twice = tmp_path / "once.jsonl", tmp_path / "twice.jsonl"
+    recorder = Recorder(tmp_path / "run")
+    for _ in range(30):
+        recorder.window(Training())
+    once.write_text(recorder.metrics.read_text())
+    twice.write_text("".join(2 * line for line in recorder.metrics.read_text().splitlines(keepends=True)))
+    expected, found = (build_report(file).as_dict() for file in (once, twice))
+
+    assert expected["devices"][0]["read_bytes_per_s"]["mean"] > 0
+    for part in ("verdict", "findings", "steps", "devices"):
+        assert is_same(found[part], expected[part])
+
+
+def test_a_run_begins_with_its_first_step(tmp_path):
+    """Its provider may export a minute later, once, and its points do not say since when they count."""
+    recorder = Recorder(tmp_path)
+    recorder.write_spans(step_spans(1, START_S, 0.1, {"forward": 0.1}))
+    recorder.window(Training(), seconds=60)
+    file = tmp_path / "otlp.jsonl"
+    file.write_text(recorder.metrics.read_text() + recorder.traces.read_text())
+
+    assert build_report(file).run["duration_s"] == pytest.approx(60, abs=0.5)
+
+
+def test_a_gpus_other_engines_do_not_make_it_idle(tmp_path):
+    """Encoder and decoder have a utilization of their own."""
+    recorder = Recorder(tmp_path)
+    for _ in range(3):
+        recorder.window(Training(gpus=[Gpu(busy=0.8), Gpu("GPU-1", 1, busy=0.6)]))
+    rows = load(tmp_path).connection.execute("select gpu_utilization from gpumon_windows").fetchall()
+
+    assert [value for (value,) in rows] == [pytest.approx(0.7)] * 3
 
 
 def test_the_identity_may_be_on_the_points(tmp_path):

@@ -16,7 +16,7 @@ _COUNTED = {
         "made by a thread that trains nothing, their waits in no step: {count}",
     ),
     "gpumon.spans.dropped": ("spans", "dropped, though they were to be kept: {count}"),
-    "gpumon.export.dropped": ("export", "neither delivered nor stored: {count}"),
+    "gpumon.export.dropped": ("export", "not taken by the receiver: {count}"),
 }
 
 

@@ -9,21 +9,18 @@ from gpumon.analysis.source import Execute
 from gpumon.errors import RunError
 
 SHOWN = 5
-_SERIES = """series_id in (
-    select s.series_id from series s join resources r using (resource_id)
-    where gpumon_run_id(r.attributes, s.attributes) not in ('', ?)
-)"""
-_OWN = """gpumon_run_id(
-    (select r.attributes from resources r where r.resource_id = {table}.resource_id), {table}.attributes
-) not in ('', ?)"""
-
 BEFORE_S, AFTER_S = 90.0, 60.0
 """What a node's agent exported so long before and after a run belongs to it: disk health comes once a minute."""
 
-_IS_AGENT = "coalesce(attributes['gpumon.run.id'], '') = '' and coalesce(attributes['gpumon.node.id'], '') <> ''"
-_IS_ELSEWHERE = f"""{_IS_AGENT} and attributes['gpumon.node.id'] not in (
-    select gpumon_node(r.attributes, s.attributes) from series s join resources r using (resource_id)
-    where gpumon_run_id(r.attributes, s.attributes) = ?
+_RUN_OF_SERIES = "gpumon_run_id(r.attributes, s.attributes)"
+_SERIES = "from series s join resources r using (resource_id)"
+_AGENTS = f"""select r.resource_id from resources r
+    where coalesce(r.attributes['gpumon.run.id'], '') = '' and r.attributes['gpumon.node.id'] in (
+        select gpumon_node(r.attributes, s.attributes) {_SERIES} where {_RUN_OF_SERIES} = $1
+    ) and r.attributes['gpumon.node.id'] <> ''"""
+"""The resources of agents on the run's nodes. The application's may name its node, too: then its rows name the run."""
+_RUN_OF_ROW = """gpumon_run_id(
+    (select r.attributes from resources r where r.resource_id = {table}.resource_id), {table}.attributes
 )"""
 
 
@@ -61,32 +58,34 @@ def keep_one(execute: Execute, wanted: str | None, name: str) -> str:
     chosen = _choose(known, wanted, name) if wanted is not None else next(iter(known), None)
     if chosen is None:
         return ""
-    _forget_other_agents(execute, chosen)
-    if len(known) < 2:
-        return ""
-    for table in ("numbers", "histograms"):
-        execute(f"delete from {table} where {_SERIES}", [chosen.id])
-    for table in ("spans", "logs"):
-        execute(f"delete from {table} where {_OWN.format(table=table)}", [chosen.id])
-    if wanted is not None:
+    _forget_others(execute, chosen)
+    if wanted is not None or len(known) < 2:
         return ""
     return f"it holds {len(known)} runs, this is the newest, {chosen}; another one: gpumon report '{name}?run=ID'"
 
 
-def _forget_other_agents(execute: Execute, run: Known) -> None:
-    for table in ("numbers", "histograms", "spans", "logs"):
-        execute(f"delete from {table} where {_from(table, _IS_ELSEWHERE)}", [run.id])
-        time = "start_unix" if table == "spans" else "time_unix"
+def _forget_others(execute: Execute, run: Known) -> None:
+    """Of other runs, of nodes' agents elsewhere or at another time, and of everybody else whose rows are there."""
+    which = [run.id, run.begin_s - BEFORE_S, run.end_s + AFTER_S]
+    for table in ("numbers", "histograms"):
         execute(
-            f"delete from {table} where {_from(table, _IS_AGENT)} and gpumon_unix_s({time}) not between ? and ?",
-            [run.begin_s - BEFORE_S, run.end_s + AFTER_S],
+            f"""delete from {table} where series_id not in (select s.series_id {_SERIES} where {_RUN_OF_SERIES} = $1)
+            and not (
+                series_id in (select s.series_id {_SERIES} where {_RUN_OF_SERIES} = '' and resource_id in ({_AGENTS}))
+                and gpumon_unix_s(time_unix) between $2 and $3
+            )""",
+            which,
         )
-
-
-def _from(table: str, condition: str) -> str:
-    """That a row is from one of the resources which meet *condition*."""
-    resources = f"resource_id in (select resource_id from resources where {condition})"
-    return resources if table in ("spans", "logs") else f"series_id in (select series_id from series where {resources})"
+    for table, time in (("spans", "start_unix"), ("logs", "time_unix")):
+        own = _RUN_OF_ROW.format(table=table)
+        # A part of a step is known by its trace where recordings of older versions have no more.
+        is_own = f"({own} = $1 or trace_id in (select trace_id from {table} where trace_id <> '' and {own} = $1))"
+        execute(
+            f"""delete from {table} where not {is_own} and not (
+                {own} = '' and resource_id in ({_AGENTS}) and gpumon_unix_s({time}) between $2 and $3
+            )""",
+            which,
+        )
 
 
 def _choose(known: Sequence[Known], wanted: str, name: str) -> Known:

@@ -122,11 +122,12 @@ def _span(execute: Execute, info: Mapping[str, Any]) -> tuple[float, float]:
         "select min(begin_s), max(end_s) from stg_windows where run_id = (select max(run_id) from stg_windows)"
     ).fetchone()
     first, last = row or (None, None)
+    # The first step is always kept; the first export may come a minute after it, and says not since when it counts.
+    first_span, last_span = execute("select min(begin_s), max(begin_s + duration_s) from stg_spans").fetchone()
     if begin is None:
-        begin = first
+        begin = min((at for at in (first, first_span) if at is not None), default=None)
     if end is None:
-        spans = execute("select max(begin_s + duration_s) from stg_spans").fetchone()
-        end = max((at for at in (last, spans[0] if spans else None) if at is not None), default=begin)
+        end = max((at for at in (last, last_span) if at is not None), default=begin)
     if begin is None or end is None:
         return 0.0, 0.0
     return begin, max(0.0, end - begin)
@@ -155,7 +156,7 @@ def _run(run: Source, info: Mapping[str, Any], gathered: Gathered, begin_s: floa
 
 
 def _speakers(execute: Execute) -> list[dict[str, Any]]:
-    """Service and host of everyone who recorded anything; a node's agent is not of the run."""
+    """Service and host of everyone who recorded for a run; of whoever is there where nothing names a run."""
     tables = {
         "otel_metrics_gauge": "Attributes",
         "otel_metrics_sum": "Attributes",
@@ -164,12 +165,12 @@ def _speakers(execute: Execute) -> list[dict[str, Any]]:
     }
     each = (
         f"""select distinct coalesce("ResourceAttributes"['service.name'], '') as service,
-            coalesce("ResourceAttributes"['host.name'], '') as host from {table}
-        where coalesce("ResourceAttributes"['gpumon.run.id'], '') <> '' or coalesce("{own}"['gpumon.run.id'], '') <> ''
-            or coalesce("ResourceAttributes"['gpumon.node.id'], '') = ''"""
+            gpumon_host("ResourceAttributes", "{own}") as host,
+            case when gpumon_run_id("ResourceAttributes", "{own}") = '' then 0 else 1 end as is_of_run from {table}"""
         for table, own in tables.items()
     )
-    return query(execute, f"select distinct service, host from ({' union all '.join(each)}) as everyone order by all")
+    found = query(execute, f"select distinct * from ({' union all '.join(each)}) as everyone order by all")
+    return [row for row in found if row["is_of_run"]] or found
 
 
 def _is_complete(info: Mapping[str, Any], number: Any) -> bool:

@@ -117,6 +117,7 @@ class Output:
         self._own_tracer: trace.Tracer | None = None
         self._opening = threading.Lock()
         self._has_failed = False
+        self._seen: set[str] = set()  # signals with a provider of the application's
         self._deadline = 0.0  # of the delivery at the exit
         self._began = time.monotonic()
         self._interval_s = interval_from_environment()
@@ -163,12 +164,20 @@ class Output:
         """
         if self._applications is None or os.getpid() != self._pid:
             return []
+        own = self._begin_own() if self._is_ours("traces") else None  # first: it may learn the run's id
         found: Destinations = []
         if self._applications.is_set("traces"):
             found.append((self._applications.tracer, HUB.attributes))
-        if self._is_ours("traces") and self._begin_own() is not None and self._own_tracer is not None:
+        if own is not None and self._own_tracer is not None:
             found.append((self._own_tracer, {}))
         return found
+
+    def has_new_provider(self) -> bool:
+        """Whether the application has set a provider since the last call."""
+        if self._applications is None:
+            return False
+        before, self._seen = self._seen, set(filter(self._applications.is_set, SIGNALS))
+        return bool(self._seen - before)
 
     def event(
         self,
@@ -183,10 +192,10 @@ class Output:
         if self._applications is None or os.getpid() != self._pid:
             return
         targets: list[tuple[Any, Attributes]] = []
-        if self._applications.is_set("logs"):
-            targets.append((self._applications.logger, HUB.attributes))
         if self._is_ours("logs") and (own := self._begin_own()) is not None:
             targets.append((_logger(own.logger_provider), {}))
+        if self._applications.is_set("logs"):
+            targets.append((self._applications.logger, HUB.attributes))
         for target, extra in targets:
             emit(target, name, body, {**(attributes or {}), **extra}, time_ns=time_ns, is_warning=is_warning)
 
@@ -371,14 +380,14 @@ def _kinds(config: Config) -> tuple[str, ...]:
 
 def _plan(config: Config, service: str) -> tuple[str, Path]:
     """(run id, run directory) as they will be, unless others have made them by then."""
-    if config.run_dir is not None:
-        return new_run_id(), config.run_dir.absolute()
     if ranks()["gpumon.world_size"] > 1:
         name, run_id = shared_run_name(service, job_id() or "")
     else:
         run_id = new_run_id()
         name = run_name(time.time(), service, run_id)
-    return run_id, Path.cwd() / RUNS / name
+    if config.run_dir is None:
+        return run_id, Path.cwd() / RUNS / name
+    return os.environ.get("GPUMON_RUN_ID") or run_id, config.run_dir.absolute()
 
 
 def is_wanted(signal: str) -> bool:

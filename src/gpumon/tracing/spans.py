@@ -80,7 +80,7 @@ def emit_step(tracer: Tracer, step: Step, clock: Clock, window: Mapping[str, Any
         child = tracer.start_span(
             SPAN_NAMES.get(phase, phase),
             context=inside,
-            attributes={"gpumon.phase": phase},
+            attributes={"gpumon.phase": phase, **extra},
             start_time=clock.wall(begin),
         )
         child.end(clock.wall(end))

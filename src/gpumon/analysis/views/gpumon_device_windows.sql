@@ -45,7 +45,13 @@ told as (
 )
 select
     run_id, rank, instance, begin_s, end_s, metric, device, part, role,
-    case when max(is_own) = 1 then avg(case when is_own = 1 then value end) else avg(value) end as value,
+    case
+        when count(change) > 0 then  -- a point that came twice changes nothing
+            (case when max(is_own) = 1 then sum(case when is_own = 1 then change end) else sum(change) end)
+            / nullif(end_s - begin_s, 0.0)
+        when max(is_own) = 1 then avg(case when is_own = 1 then value end)
+        else avg(value)
+    end as value,
     case when max(is_own) = 1 then sum(case when is_own = 1 then change end) else sum(change) end as delta
 from told
 group by run_id, rank, instance, begin_s, end_s, metric, device, part, role

@@ -60,7 +60,7 @@ machine as (
     select
         run_id, rank, instance, end_s,
         sum(case when metric = 'system.cpu.utilization' and part not in ('idle', 'iowait') then value end) as cpu_utilization,
-        avg(case when metric = 'hw.gpu.utilization' then value end) as gpu_utilization,
+        avg(case when metric = 'hw.gpu.utilization' and part = 'general' then value end) as gpu_utilization,
         max(case when metric = 'gpumon.pressure.stall.ratio' and part like '%.io.some' then value end) as io_pressure
     from gpumon_device_windows
     where metric in ('system.cpu.utilization', 'hw.gpu.utilization', 'gpumon.pressure.stall.ratio')

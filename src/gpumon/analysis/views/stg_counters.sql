@@ -4,15 +4,21 @@
 --          bytes since the boot); a counter of the training starts at 0 with it.
 create or replace view stg_counters as
 with
+points as (  -- one of those that came twice; a table whose times are whole seconds may have two points at one, too
+    select
+        run_id, rank, instance, metric, stage, device, part, role, worker, call, file_system, at_s, max(value) as value
+    from stg_points
+    where kind = 'counter'
+    group by run_id, rank, instance, metric, stage, device, part, role, worker, call, file_system, at_s
+),
 counters as (
     select
         run_id, rank, instance, metric, stage, device, part, role, worker, call, file_system, at_s, value,
         lag(gpumon_nullable(value)) over (
             partition by run_id, rank, instance, metric, stage, device, part, role, worker, call, file_system
-            order by at_s, value  -- a table whose times are whole seconds may have two points at one
+            order by at_s
         ) as value_before
-    from stg_points
-    where kind = 'counter'
+    from points
 )
 select
     run_id, rank, instance, metric, stage, device, part, role, worker, call, file_system, at_s, value,
