@@ -316,6 +316,30 @@ def record_agent(file, exports, node, every_s=15.0, start_s=START_S, instance="a
             out.write(metrics_line(at_s, points, run_id="", service="gpumon-agent", instance=instance, node=node))
 
 
+def as_deltas(lines):
+    """What the same process sends where deltas are preferred: counters and histograms since the last export."""
+    before, sent = {}, []
+    for line in map(json.loads, lines):
+        for metric in line["resourceMetrics"][0]["scopeMetrics"][0]["metrics"]:
+            data = metric.get("histogram") or (metric["sum"] if metric.get("sum", {}).get("isMonotonic") else None)
+            if data is None:
+                continue
+            data["aggregationTemporality"] = 1
+            for point in data["dataPoints"]:
+                key = metric["name"], json.dumps(point.get("attributes"))
+                was, before[key] = before.get(key, {}), dict(point)
+                for name in {"asInt", "count"} & point.keys():
+                    point[name] = str(int(point[name]) - int(was.get(name, 0)))
+                for name in {"asDouble", "sum"} & point.keys():
+                    point[name] -= was.get(name, 0.0)
+                if "bucketCounts" in point:
+                    earlier = was.get("bucketCounts", ["0"] * len(point["bucketCounts"]))
+                    pairs = zip(point["bucketCounts"], earlier, strict=True)
+                    point["bucketCounts"] = [str(int(now) - int(then)) for now, then in pairs]
+        sent.append(json.dumps(line) + "\n")
+    return sent
+
+
 def event_line(at_s, name, given, **who):
     """An event among the logs."""
     record = {

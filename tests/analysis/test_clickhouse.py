@@ -22,7 +22,7 @@ from gpumon.analysis.views import VIEWS
 from gpumon.errors import RunError
 from gpumon.export import export
 from peers import ClickHouse, needs_clickhouse, needs_collector
-from recorded import START_S, Recorder, Training, record_everything, write_run
+from recorded import START_S, Recorder, Training, as_deltas, record_everything, write_run
 
 pytestmark = [needs_clickhouse, needs_collector]
 
@@ -207,6 +207,22 @@ def test_two_exports_within_one_second_add_up(gateway, tmp_path):
 
     for part in ("steps", "fetches", "verdict"):
         assert is_same(ours[part], theirs[part]), part
+
+
+def test_deltas_are_added_up(gateway, tmp_path):
+    """As on the run that was not sent as deltas."""
+    recorder = Recorder(tmp_path / "run", run_id="dd" * 16)
+    for number in range(30):
+        recorder.window(Training(step_s=0.05 if number % 3 else 0.2))
+    write_run(tmp_path / "run", id="dd" * 16, ended_s=recorder.at_s)
+    expected = build_report(tmp_path / "run").as_dict()
+    recorder.metrics.write_text("".join(as_deltas(recorder.metrics.read_text().splitlines())))
+    send(gateway, tmp_path / "run", "dd" * 16)
+    found = build_report(address(gateway.clickhouse, "ours", "dd" * 16)).as_dict()
+
+    assert expected["steps"]["count"] == 450
+    for part in ("verdict", "findings", "steps", "fetches", "devices"):
+        assert is_same(found[part], expected[part]), part
 
 
 def test_runs_do_not_mix(gateway, recorded, trained):

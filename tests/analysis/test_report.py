@@ -22,6 +22,7 @@ from recorded import (
     Gpu,
     Recorder,
     Training,
+    as_deltas,
     event_line,
     metrics_line,
     record,
@@ -403,6 +404,21 @@ def test_points_that_came_twice_change_nothing(tmp_path):
     assert expected["devices"][0]["read_bytes_per_s"]["mean"] > 0
     for part in ("verdict", "findings", "steps", "devices"):
         assert is_same(found[part], expected[part])
+
+
+def test_deltas_are_added_up(tmp_path):
+    """The temporality that a vendor asks for changes no figure."""
+    recorder = Recorder(tmp_path / "run")
+    for number in range(30):
+        recorder.window(Training(step_s=0.05 if number % 3 else 0.2, epochs_per_s=0.1))
+    cumulative, deltas = tmp_path / "cumulative.jsonl", tmp_path / "deltas.jsonl"
+    cumulative.write_text(recorder.metrics.read_text())
+    deltas.write_text("".join(as_deltas(recorder.metrics.read_text().splitlines())))
+    expected, found = (build_report(file).as_dict() for file in (cumulative, deltas))
+
+    assert expected["steps"]["count"] > 300
+    for part in ("verdict", "findings", "steps", "fetches", "devices", "missing"):
+        assert is_same(found[part], expected[part]), part
 
 
 def test_a_run_begins_with_its_first_step(tmp_path):

@@ -3,6 +3,7 @@ create or replace function gpumon_unix_s as (t) -> toUnixTimestamp64Nano(toDateT
 create or replace function gpumon_number as (s) -> toFloat64OrNull(s);
 create or replace function gpumon_integer as (s) -> toInt64OrNull(s);
 create or replace function gpumon_nullable as (x) -> toNullable(x);
+create or replace function gpumon_text as (x) -> toString(x);
 create or replace function gpumon_run_id as (r, a) ->
     coalesce(nullIf(r['gpumon.run.id'], ''), nullIf(a['gpumon.run.id'], ''), '');
 create or replace function gpumon_rank as (r, a) ->

@@ -2,6 +2,7 @@ create or replace macro gpumon_unix_s(t) as epoch_ns(t) / 1e9;
 create or replace macro gpumon_number(s) as try_cast(s as double);
 create or replace macro gpumon_integer(s) as try_cast(s as bigint);
 create or replace macro gpumon_nullable(x) as x;
+create or replace macro gpumon_text(x) as cast(x as varchar);
 create or replace macro gpumon_run_id(resource, attributes) as
     coalesce(nullif(resource['gpumon.run.id'], ''), nullif(attributes['gpumon.run.id'], ''), '');
 create or replace macro gpumon_rank(resource, attributes) as

@@ -14,7 +14,16 @@ points as (
         case when "IsMonotonic" then 'counter' else 'gauge' end as kind,
         gpumon_unix_s("TimeUnix") as at_s, "Value" as value
     from otel_metrics_sum
-    where "Flags" % 2 = 0
+    where "Flags" % 2 = 0 and ("AggregationTemporality" <> 1 or not "IsMonotonic")
+    union all
+    -- Sent as deltas: what they add up to, which is what everybody else sends.
+    select "ResourceAttributes" as resource, "Attributes" as attributes, "MetricName" as metric, 'counter' as kind,
+        gpumon_unix_s("TimeUnix") as at_s,
+        sum("Value") over (
+            partition by "MetricName", gpumon_text("ResourceAttributes"), gpumon_text("Attributes") order by "TimeUnix"
+        ) as value
+    from otel_metrics_sum
+    where "Flags" % 2 = 0 and "AggregationTemporality" = 1 and "IsMonotonic"
 )
 select
     gpumon_run_id(resource, attributes) as run_id,
