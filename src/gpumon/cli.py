@@ -138,7 +138,7 @@ def report(run: str | None, as_json: bool) -> None:
     type=click.Choice(["traces", "metrics", "logs"]),
     help="Only this signal; may be repeated. Default: all that the run has.",
 )
-@click.option("--replace", is_flag=True, help="Delete first what ClickHouse has of the run.")
+@click.option("--replace", is_flag=True, help="Delete first what ClickHouse has of the run's signals.")
 def export(run: str | None, url: str, signals: tuple[str, ...], replace: bool) -> int:
     """Send a recorded run to a backend, with its own times.
 

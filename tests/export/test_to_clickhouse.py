@@ -341,6 +341,29 @@ def test_a_collectors_file_with_many_runs(database, tmp_path):
         export(runs[1], url)
 
 
+def test_one_signal_is_replaced_alone(database, clickhouse, tmp_path):
+    """What else is there of the run stays; and signals may come one after the other."""
+    run, url = record_everything(tmp_path / "a", windows=3), database()
+
+    def counts():
+        tables = ("otel_traces", "otel_metrics_sum", "otel_logs")
+        return [clickhouse.query(f"select count() as n from {parse(url).database}.{table}")[0]["n"] for table in tables]
+
+    for signal in ("traces", "metrics", "logs"):
+        assert export(run, url, signals=[signal]).is_whole
+    whole = counts()
+    assert export(run, url, signals=["metrics"], replace=True).is_whole
+    assert counts() == whole and all(map(int, whole))
+    with pytest.raises(RunError, match="already"):
+        export(run, url, signals=["metrics"])
+
+
+def test_a_file_is_exported_with_all_its_runs(tmp_path):
+    """A run of it cannot be named; the message says how to go on."""
+    with pytest.raises(RunError, match=r"\?run= is for reports: gpumon export '/logs/otlp.jsonl' clickhouse://x/y"):
+        export("/logs/otlp.jsonl?run=dd51", "clickhouse://x/y")
+
+
 @pytest.mark.timeout(120)
 def test_a_run_of_any_size_fits_into_memory(database, tmp_path):
     """Four times as many lines take no more memory: they are sent as they are read."""

@@ -35,6 +35,8 @@ def test_job_id_is_the_first_that_is_set():
     assert job_id({"SLURM_JOB_ID": "77", "TORCHELASTIC_RUN_ID": "run"}) == "run"
     assert job_id({"SLURM_JOB_ID": "77"}) == "77"
     assert job_id({}) is None
+    assert job_id({"TORCHELASTIC_RUN_ID": "none"}) is None
+    assert job_id({"SLURM_JOB_ID": "77", "TORCHELASTIC_RUN_ID": "none"}) == "77"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from os import PathLike
 from typing import Any
 
 from gpumon.analysis.load import newest_run, whole_lines
+from gpumon.analysis.one_run import split
 from gpumon.analysis.remote import is_url, local, shown
 from gpumon.analysis.run_event import event_of
 from gpumon.errors import RunError
@@ -27,15 +28,18 @@ def export(
 ) -> Outcome:
     """Send a run, which may be at a URL itself, to *url*; None: the newest one under `gpumon-runs/`.
 
-    *replace*: what ClickHouse has of the run is deleted first. Lines are read one by one: a run may be of any size.
+    *replace*: what ClickHouse has of the run's signals is deleted first. Lines are read one by one: a run may be of
+    any size.
 
     Raises:
         RunError: no such run, or nothing can be sent there.
     """
     wanted = tuple(signals) or SIGNALS
+    if run is not None and (name := split(str(run))[0]) != str(run):
+        raise RunError(f"a file is exported with all of its runs, ?run= is for reports: gpumon export '{name}' {url}")
     with local(newest_run() if run is None else run, progress) as path:
         outcome = Outcome(shown(run) if isinstance(run, str) and is_url(run) else path)
-        with _opened(url, outcome, replace) as target:
+        with _opened(url, outcome, wanted, replace) as target:
             for file, _, text in whole_lines(path):
                 signal, line = _parsed(text)
                 if signal in wanted:
@@ -53,11 +57,11 @@ def export(
     return outcome
 
 
-def _opened(url: str, outcome: Outcome, replace: bool) -> AbstractContextManager[Target]:
+def _opened(url: str, outcome: Outcome, signals: Sequence[str], replace: bool) -> AbstractContextManager[Target]:
     if url.startswith("clickhouse:"):
         from gpumon.export.to_clickhouse import ClickHouseTarget
 
-        return ClickHouseTarget(url, outcome, replace=replace)
+        return ClickHouseTarget(url, outcome, signals=signals, replace=replace)
     if replace:
         raise RunError("--replace is for ClickHouse: an OTLP receiver takes nothing back")
     from gpumon.export.to_otlp import OtlpTarget

@@ -11,7 +11,7 @@ from gpumon.analysis.clickhouse.server import Server, ServerError
 from gpumon.analysis.clickhouse.tables import ATTRIBUTES, COLUMNS, of_run
 from gpumon.analysis.clickhouse.text import identifier, literal
 from gpumon.errors import RunError
-from gpumon.export.outcome import Outcome
+from gpumon.export.outcome import SIGNALS, Outcome
 from gpumon.export.rows import Row, rows_of
 
 BATCH_ROWS = 10_000
@@ -22,13 +22,13 @@ _TIME = re.compile(r"(?:Array\()?DateTime(?:64\((\d)[^)]*\))?")
 
 
 class ClickHouseTarget:
-    """The tables of a database; refuses a run that is in them already, unless it is to be replaced."""
+    """The tables of a database; refuses a run that is in those of *signals* already, unless it is to be replaced."""
 
-    def __init__(self, url: str, outcome: Outcome, *, replace: bool = False) -> None:
+    def __init__(self, url: str, outcome: Outcome, *, signals: Sequence[str] = SIGNALS, replace: bool = False) -> None:
         address = parse(url)
         outcome.target = str(address)
         self._outcome = outcome
-        self._replace = replace
+        self._signals, self._replace = signals, replace
         self._server = Server(address)
         self._shapes = _shapes(self._server)
         self._waiting: dict[str, list[Row]] = {}
@@ -86,7 +86,8 @@ class ClickHouseTarget:
 
     def _begin(self, run: str) -> None:
         """Make sure that nothing of a run is there yet."""
-        there = {table: count for table in self._shapes if (count := self._count(table, run))}
+        tables = [table for table in self._shapes if _SIGNALS.get(table, "metrics") in self._signals]
+        there = {table: count for table in tables if (count := self._count(table, run))}
         if there and not self._replace:
             raise RunError(
                 f"run {run} is in {self._outcome.target} already ({sum(there.values()):,} rows); "

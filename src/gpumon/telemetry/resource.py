@@ -41,9 +41,13 @@ def ranks(environment: Mapping[str, str] | None = None) -> dict[str, int]:
 
 
 def job_id(environment: Mapping[str, str] | None = None) -> str | None:
-    """The scheduler's name of this job, from the first of `JOB_ID_VARIABLES` that is set."""
+    """The scheduler's name of this job, from the first of `JOB_ID_VARIABLES` that is set.
+
+    torchrun says "none" where it was given none.
+    """
     environment = os.environ if environment is None else environment
-    return next((environment[name] for name in JOB_ID_VARIABLES if environment.get(name)), None)
+    found = (environment.get(name) for name in JOB_ID_VARIABLES)
+    return next((job for job in found if job and job != "none"), None)
 
 
 def service_name(given: str | None = None) -> str:
