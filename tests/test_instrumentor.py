@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from gpumon.analysis.report import build_report
 from gpumon.config import Config
 from gpumon.instrumentor import make_sampler
 from otlp_receiver import receiver
@@ -330,3 +331,55 @@ def test_ranks_that_send_alone_are_one_run(tmp_path, own):
         assert len(ids(collector)) == 1
         assert {point.as_int for point in collector.points("gpumon.step.count")} >= {32}
     assert ids(collector) == {json.loads((tmp_path / "run" / "run.json").read_text())["id"]}
+
+
+TWO_PROCESSES = """
+import gpumon
+
+def work(rank):
+    gpumon.instrument(run_dir=f"run-{rank}")
+    train(num_workers=1)
+
+if __name__ == "__main__":
+    import multiprocessing
+    context = multiprocessing.get_context(METHOD)
+    children = [context.Process(target=work, args=(rank,)) for rank in range(2)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    raise SystemExit(max(child.exitcode for child in children))
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_processes_of_multiprocessing_that_train_are_recorded(tmp_path, method):
+    """Each that calls `instrument()`, to its last step; its loader's workers, which are such processes too, are not."""
+    script = tmp_path / "train.py"
+    script.write_text(TRAIN + TWO_PROCESSES.replace("METHOD", repr(method)))
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.glob("run-*")) == ["run-0", "run-1"]
+    for run in ("run-0", "run-1"):
+        report = build_report(tmp_path / run).as_dict()
+        assert (report["steps"]["count"], report["run"]["complete"]) == (32, True)
+
+
+def test_a_handler_that_raises_at_the_exit_loses_nothing(tmp_path):
+    """As torch's of SIGCHLD does, wherever the program is, after a loader's worker was killed."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        TRAIN + "import gpumon, os, signal\nfrom gpumon.tracing.steps import StepTracer\n"
+        "gpumon.instrument(run_dir='run')\ntrain()\n"
+        "def handler(*_):\n    raise RuntimeError('DataLoader worker is killed by signal')\n"
+        "signal.signal(signal.SIGUSR1, handler)\nfinish = StepTracer.finish\n"
+        "def killed(self):\n    StepTracer.finish = finish\n    os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "    finish(self)\nStepTracer.finish = killed\n"
+    )
+    subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, env={**os.environ, "GPUMON_STRICT": "0"}, timeout=120, check=True
+    )
+    report = build_report(tmp_path / "run").as_dict()
+
+    assert (report["steps"]["count"], report["run"]["complete"]) == (32, True)

@@ -36,6 +36,8 @@ def main(arguments: list[str] | None = None) -> None:
         # The reader of our output has left (`gpumon report | head`); Python must not flush into it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
+    except OSError as error:  # of stdout: the disk below it is full, or it is closed
+        code = _fail(f"cannot write: {error.strerror or error}", WRONG)
     except Exception as error:  # noqa: BLE001 - never a traceback
         advice = "" if _strict() else " (GPUMON_STRICT=1 shows where)"
         code = _fail(f"this is a bug of gpumon: {type(error).__name__}: {error}{advice}", WRONG)
@@ -129,8 +131,7 @@ def report(run: str | None, as_json: bool) -> None:
 
 
 @commands.command()
-@click.argument("run", required=False, type=click.Path())
-@click.argument("url")
+@click.argument("run_and_url", nargs=-1, required=True, metavar="[RUN] URL")
 @click.option(
     "--signal",
     "signals",
@@ -139,7 +140,7 @@ def report(run: str | None, as_json: bool) -> None:
     help="Only this signal; may be repeated. Default: all that the run has.",
 )
 @click.option("--replace", is_flag=True, help="Delete first what ClickHouse has of the run's signals.")
-def export(run: str | None, url: str, signals: tuple[str, ...], replace: bool) -> int:
+def export(run_and_url: tuple[str, ...], signals: tuple[str, ...], replace: bool) -> int:
     """Send a recorded run to a backend, with its own times.
 
     RUN is a run directory, a Collector's file, or the URL of either; default: the newest run under gpumon-runs/.
@@ -156,8 +157,11 @@ def export(run: str | None, url: str, signals: tuple[str, ...], replace: bool) -
     from gpumon.bench.render import progress
     from gpumon.export import export as send
 
+    *runs, url = run_and_url
+    if len(runs) > 1:
+        raise click.UsageError(f"one run at a time, not {len(runs)}")
     with progress(sys.stderr) as show:
-        outcome = send(run, url, signals=signals, replace=replace, progress=show)
+        outcome = send(runs[0] if runs else None, url, signals=signals, replace=replace, progress=show)
     for line in outcome.lines():
         click.echo(line)
     return 0 if outcome.is_whole else FAILED

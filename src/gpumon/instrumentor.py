@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
@@ -68,7 +69,7 @@ class GpumonInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         return ()
 
     def _instrument(self, **options: Any) -> None:
-        if trains_elsewhere(getattr(sys, "orig_argv", sys.argv)):
+        if trains_elsewhere(getattr(sys, "orig_argv", sys.argv)) and not _is_child_of_multiprocessing():
             logger.debug("a helper or a launcher: the training is in another process")
             return
         providers = {name: options.pop(name, None) for name in ("tracer_provider", "meter_provider", "logger_provider")}
@@ -85,6 +86,18 @@ class GpumonInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         if recording is not None:
             with guard("uninstrument"):
                 recording.stop()
+
+
+def _is_child_of_multiprocessing() -> bool:
+    """Whether this process runs the target of a `multiprocessing.Process`, and that is no worker of a DataLoader.
+
+    False while such a process still starts, and imports the module that the training was started with.
+    """
+    process = sys.modules.get("multiprocessing.process")
+    if process is None or process.parent_process() is None:
+        return False
+    worker = sys.modules.get("torch.utils.data._utils.worker")
+    return worker is None or worker.get_worker_info() is None
 
 
 class Recording:
@@ -104,6 +117,7 @@ class Recording:
         self._cpu_ns = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gpumon-fold", daemon=True)
+        self._at_childs_end: Any = None
         self._agent = NodeAgent()
         self._output = Output.open(
             config,
@@ -127,6 +141,10 @@ class Recording:
         torch_workers.instrument(self._accounts)
         HUB.attach(self._observe)
         atexit.register(self._at_exit)
+        if _is_child_of_multiprocessing():  # it ends without what atexit has
+            from multiprocessing.util import Finalize
+
+            self._at_childs_end = Finalize(None, self._at_exit, exitpriority=0)
         self._output.start()
         self._thread.start()
 
@@ -142,25 +160,33 @@ class Recording:
         manual.use(None)
         self._finish()
         atexit.unregister(self._at_exit)  # where a provider came in between
+        if self._at_childs_end is not None:
+            self._at_childs_end.cancel()
         HUB.detach()
 
     def _at_exit(self) -> None:
-        with guard("exit"):
-            self._finish()
+        self._finish()
 
     def _finish(self) -> None:
+        """Each part by itself: a handler of the program's may raise at any place, torch's does where a worker died."""
         if os.getpid() != self._pid:
             return
         self._stop.set()
-        self._thread.join(timeout=0.5)
-        self._tracer.finish()
-        self._accounts.stop()
-        if self._sampler is not None:
-            self._sampler.collect_now()
-        self._fold(last=True)
-        self._output.close()
-        if self._sampler is not None:
-            self._sampler.stop()
+        sampler = self._sampler
+        parts: list[Callable[[], object]] = [
+            partial(self._thread.join, timeout=0.5),
+            self._tracer.finish,
+            self._accounts.stop,
+            *([sampler.collect_now] if sampler is not None else []),
+            partial(self._fold, last=True),
+            self._output.close,
+            *([sampler.stop] if sampler is not None else []),
+        ]
+        for part in parts:
+            for _ in range(2):
+                with guard("exit"):
+                    part()
+                    break
 
     # -- background thread ----------------------------------------------------------------------------
 

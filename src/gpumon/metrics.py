@@ -688,4 +688,5 @@ DURATION_BOUNDS: Final = (
     0.0001, 0.00016, 0.00025, 0.0004, 0.00063, 0.001, 0.0016, 0.0025, 0.004, 0.0063, 0.01, 0.016, 0.025, 0.04, 0.063,
     0.1, 0.16, 0.25, 0.4, 0.63, 1.0, 1.6, 2.5, 4.0, 6.3, 10.0, 16.0, 25.0, 40.0, 63.0, 100.0, 300.0,
 )  # fmt: skip
-"""Bucket bounds of every duration histogram, in seconds: five per decade, so that a percentile is within 25 %."""
+"""Bucket bounds of every duration histogram, in seconds: five per decade. A percentile read on a straight line through
+its bucket may be half a bucket off, 30 %; reports know the sum as well and come closer."""

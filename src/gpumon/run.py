@@ -219,6 +219,8 @@ def _why_nothing(directory: Path, obstacle: str | None) -> str:
         return obstacle.partition(" -> ")[0]
     for variable, values in _SETTINGS.items():
         if (value := os.environ.get(variable, "").lower()) in values:
+            if value == "otlp":
+                return "GPUMON_EXPORT=otlp sends and keeps nothing here -> GPUMON_EXPORT=otlp+file does both"
             return f"{variable}={value} -> unset {variable}"
     if read_run(directory).get("processes"):
         return "the command ended before its first reading"

@@ -127,7 +127,7 @@ SHORT = """\
    other      ██▍                                                 5 %   5.5 ms
    optimizer  █▌                                                  3 %   3.3 ms
    first batches of epochs: 900 ms in 1 epoch, 40 % of all step time
-   of 4 steps: 1 failed
+   of 5 steps: 1 failed
 """
 
 

@@ -1,9 +1,12 @@
 """Reports of recorded runs: what they say, what they hold it against, and what they could not see."""
 
 import json
+import math
 import os
+import random
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import jsonschema
@@ -481,6 +484,19 @@ def test_reports_read_as_values(tmp_path):
 def test_quantiles_lie_on_a_line_within_their_bucket(q, expected):
     """Ten fast steps and ten slow ones; never outside of what was seen."""
     assert quantile(q, [0, 10, 10, 0], [0.01, 0.02, 0.5], 0.005, 0.4) == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize(("mean", "spread"), [(10.3, 0.3), (12.5, 1.0), (15.5, 0.2), (26.5, 0.4)])
+def test_quantiles_of_a_steady_loop(mean, spread):
+    """Nearly all steps in one bucket, with one that was slow: the sum says where in it."""
+    drawn = random.Random(3)
+    steps = sorted([*(max(1.0, drawn.gauss(mean, spread)) for _ in range(500)), 300.0])
+    bounds = [10.0, 16.0, 25.0, 40.0, 63.0, 100.0, 160.0, 250.0, 400.0]
+    counts = [sum(low < step <= high for step in steps) for low, high in pairwise([0.0, *bounds, math.inf])]
+
+    for q in (0.5, 0.95):
+        found = quantile(q, counts, bounds, steps[0], steps[-1], sum(steps))
+        assert found == pytest.approx(steps[round(q * 500)], rel=0.12), q
 
 
 @pytest.mark.timeout(120)

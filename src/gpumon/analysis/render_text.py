@@ -295,7 +295,8 @@ def _step_notes(steps: Mapping[str, Any]) -> Iterable[str]:
         (steps.get("assumed"), "with an assumed boundary (the optimizer's update was not seen)"),
     ]
     if notes := [f"{count} {what}" for count, what in odd if count]:
-        yield f"of {_count(steps['count'], 'step')}: {', '.join(notes)}"
+        begun = steps["count"] + (steps.get("failed") or 0) + (steps.get("skipped") or 0)  # those ended otherwise
+        yield f"of {_count(begun, 'step')}: {', '.join(notes)}"
 
 
 def _fetches(page: _Page, fetches: Mapping[str, Any] | None) -> None:

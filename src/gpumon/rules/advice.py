@@ -229,7 +229,7 @@ def _startup(evidence: Evidence, disk: Disk | None) -> list[str | None]:
     return [
         keep,
         "fewer and longer epochs (repeat the data set within one)",
-        "import less in the data set's module, or use fork instead of spawn: each worker imports it again"
+        "import less in the data set's module: each worker that is spawned imports it again, a forked one does not"
         if loader.workers
         else None,
     ]
@@ -244,7 +244,7 @@ def _unknown(evidence: Evidence, disk: Disk | None) -> list[str | None]:
             "the run against it",
         ]
     if not evidence.fetches.wall_s:
-        return ["feed the loop from a torch DataLoader, or name the data with data_paths: then fetches can be followed"]
+        return ["feed the loop from a torch DataLoader: then fetches can be followed"]
     return ["vary one thing: twice the workers, or the data set on another disk; the report then tells them apart"]
 
 
