@@ -29,6 +29,7 @@ def looks(source, number):
 def test_named_paths_are_places_and_nobody_guesses(datasets, tmp_path):
     """`data_paths` is reported as it was named; files in use add nothing then."""
     (tmp_path / "other.bin").write_bytes(bytes(5000))
+    (tmp_path / "set").mkdir()
     source = DatasetCollector(Config(data_paths=(str(tmp_path / "set"), "/dev/shm/cache")), datasets=datasets)
     with (tmp_path / "other.bin").open("rb"):
         places = looks(source, 4)
@@ -136,3 +137,17 @@ def test_the_own_output_is_no_data(datasets, tmp_path):
 
     assert str(tmp_path / "run") not in places
     assert os.getpid() not in WORKERS
+
+
+def test_a_named_path_that_is_not_there_is_told_and_left_out(datasets, tmp_path, caplog):
+    """Once; the disk of the root directory is not the data's, and files in use are looked at as if none was named."""
+    (tmp_path / "real.bin").write_bytes(bytes(5000))
+    source = DatasetCollector(Config(data_paths=(str(tmp_path / "imagnet"),)), datasets=datasets)
+    datasets.add_path(tmp_path / "imagnet")
+    with (tmp_path / "real.bin").open("rb"):
+        places = looks(source, 4)
+
+    assert set(places) == {str(tmp_path)}
+    assert [record.getMessage() for record in caplog.records] == [
+        f"gpumon: there is no {tmp_path}/imagnet, named as the data's path: it is left out"
+    ]

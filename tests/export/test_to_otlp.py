@@ -221,6 +221,31 @@ def test_a_receiver_that_stays_away(run):
     assert outcome.reasons == ["traces: Connection refused, tried for 2 s"]
 
 
+def test_where_nobody_is_there_the_other_signals_are_tried_once(run):
+    """Not each for as long as the first."""
+    outcome = Outcome(run)
+    began = time.monotonic()
+    with OtlpTarget(f"http://127.0.0.1:{free_port()}", outcome, give_up_s=1.5) as target:
+        for signal in ("traces", "metrics"):
+            file = min(run.glob(f"{signal}.*.jsonl"))
+            target.add(signal, json.loads(file.read_text().splitlines()[0]))
+        target.finish()
+
+    assert time.monotonic() - began < 2.5
+    assert outcome.reasons == ["traces: Connection refused, tried for 2 s", "metrics: Connection refused"]
+
+
+def test_without_a_run_it_is_the_newest(tmp_path, monkeypatch):
+    """`gpumon export URL`."""
+    monkeypatch.chdir(tmp_path)
+    record_everything(tmp_path / "gpumon-runs" / "20261124T140211-train-7f3a91", windows=2)
+    with receiver() as collector:
+        result = CliRunner().invoke(commands, ["export", collector.endpoint], standalone_mode=False)
+
+    assert (result.exception, result.return_value) == (None, 0)
+    assert collector.points("gpumon.step.count")
+
+
 def test_the_protocol_of_the_port(run):
     """4317 over http: the reason comes with the setting that repairs it."""
     outcome = Outcome(run)

@@ -172,9 +172,9 @@ def test_storages_are_one_per_device(tmp_path):
     machine.disk("sda", "8:0")
     machine.mount("/", "8:0", "ext4")
     machine.mount("/nfs", "0:60", "nfs4")
-    datasets = Datasets(StorageMap(machine.root))
+    datasets = Datasets(StorageMap(machine.root), exists=lambda path: path != "/misspelt")
 
-    for path in ("/a", "/b", "/nfs/c", "/a"):
+    for path in ("/a", "/misspelt", "/b", "/nfs/c", "/a"):
         datasets.add_path(path)
     datasets.add_storage(StorageMap(machine.root).of_path("/"))
 

@@ -75,6 +75,8 @@ class OtlpTarget:
             why = f"{error}{self._hint(signal)}"
             if error.is_final:
                 self._closed[signal] = why
+            if error.is_absent and not any(self._outcome.sent.values()):
+                self._give_up_s = 0.0  # nobody is there: the other signals are tried once
             self._outcome.refuse(signal, items, why)
             return
         self._outcome.sent[signal] += items - taken.rejected

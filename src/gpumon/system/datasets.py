@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Final
 
@@ -16,6 +17,8 @@ from gpumon.system.storage import STORAGE, Storage, StorageMap
 
 __all__ = ["CHECKPOINTS", "DATASETS", "Datasets", "paths_of", "probe"]
 
+logger = logging.getLogger(__name__)
+
 MAX_PLACES: Final = 32
 PROBE_PATIENCE_S: Final = 1.0  # what the start of a loader may be held up by a slow disk
 
@@ -23,8 +26,9 @@ PROBE_PATIENCE_S: Final = 1.0  # what the start of a loader may be held up by a 
 class Datasets:
     """The places that data is read from, and how their disks did at rest. Thread-safe."""
 
-    def __init__(self, storage_map: StorageMap = STORAGE) -> None:
-        self._storage_map = storage_map
+    def __init__(self, storage_map: StorageMap = STORAGE, exists: Callable[[str], bool] = os.path.lexists) -> None:
+        self._storage_map, self._exists = storage_map, exists
+        self._absent: set[str] = set()  # paths that were named and are not there
         self._lock = threading.Lock()
         self._places: dict[str, Storage] = {}
         self._storages: dict[tuple[str, str | None, str], Storage] = {}
@@ -41,8 +45,17 @@ class Datasets:
         self._lock = threading.Lock()
 
     def add_path(self, path: str | os.PathLike[str], *, named: bool = True) -> Storage:
-        """A file or folder that data is read from; *named* by the user rather than found."""
+        """A file or folder that data is read from; *named* by the user rather than found.
+
+        A name that is wrong would make the disk of the root directory the data's: it is told, and left out.
+        """
         storage = self._storage_map.of_path(path)
+        # Whether a file exists is not asked of a server, which may be dead.
+        if named and storage.kind == "block" and not self._exists(storage.path):
+            if storage.path not in self._absent:
+                self._absent.add(storage.path)
+                logger.warning("gpumon: there is no %s, named as the data's path: it is left out", storage.path)
+            return storage
         with self._lock:
             self.named = self.named or named
             self._add(storage)

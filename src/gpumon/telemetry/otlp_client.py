@@ -31,11 +31,14 @@ _REJECTED = {"traces": "rejected_spans", "metrics": "rejected_data_points", "log
 
 
 class Refused(Exception):
-    """The receiver does not take a request; `is_final`: it will take none of this signal."""
+    """The receiver does not take a request; `is_final`: it will take none of this signal.
 
-    def __init__(self, why: str, *, is_final: bool) -> None:
+    `is_absent`: it was asked again and again, and there was no answer, or that it cannot now.
+    """
+
+    def __init__(self, why: str, *, is_final: bool, is_absent: bool = False) -> None:
         super().__init__(why)
-        self.is_final = is_final
+        self.is_final, self.is_absent = is_final, is_absent
 
 
 class _Transient(Exception):
@@ -78,7 +81,7 @@ class OtlpClient:
                 wait = error.after_s if error.after_s is not None else delay * random.uniform(0.8, 1.2)
                 if time.monotonic() + wait > deadline:
                     tried = f", tried for {self._give_up_s:.0f} s" if self._give_up_s >= 1 else ""
-                    raise Refused(f"{error}{tried}", is_final=True) from None
+                    raise Refused(f"{error}{tried}", is_final=True, is_absent=True) from None
                 time.sleep(wait)
                 delay = min(2 * delay, _LONGEST_DELAY_S)
 
