@@ -564,6 +564,16 @@ def test_two_disks_with_one_serial_number_are_told_apart_by_their_wwn(fake, make
     assert {reading.attributes[m.HW_SERIAL_NUMBER] for reading in found.of(m.SMART_INFO)} == {"SAME"}
 
 
+def test_two_disks_with_one_serial_number_and_a_wwn_of_zeros_are_two(fake, make):
+    """Which cheap SSDs have as well: it is nobody's, and no second way to one disk."""
+    fake.answer("/dev/sda", documents.ssd(serial="SAME", wwn=(5, 0, 0)))
+    fake.answer("/dev/sdb", documents.ssd(serial="SAME", wwn=(5, 0, 0), reallocated=700))
+    found = answered(make(interval_s=300.0))
+
+    assert disks(found) == {"SAME /dev/sda", "SAME /dev/sdb"}
+    assert status(found, "SAME /dev/sdb") == "predicted_failure"
+
+
 def test_two_disks_with_nothing_of_their_own_are_told_apart_by_their_place(fake, make):
     """Behind bridges that give all the same number."""
     fake.answer("/dev/sda", documents.usb("0123456789ABCDEF", wwn=None))

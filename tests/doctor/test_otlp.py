@@ -17,8 +17,9 @@ import pytest
 from doctor.examined import examine
 from gpumon.doctor.otlp import of_answer
 from gpumon.doctor.otlp_ask import Answer
-from gpumon.doctor.otlp_target import Target
+from gpumon.doctor.otlp_target import Target, without_password
 from otel_collector import OTELCOL, Collector, free_port, make_certificates
+from otlp_receiver import receiver
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 GRPC = {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}
@@ -573,6 +574,47 @@ def test_headers_that_are_not_sent(somewhere, headers, caplog, capfd):
     (entry,) = examined.of("settings")
     assert entry["summary"].startswith("OTEL_EXPORTER_OTLP_HEADERS: entry 1 is no key=value")
     assert "same" not in examined.text + caplog.text + "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("character", ["%0A", "%E2%80%93"], ids=["line feed", "dash"])
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_headers_that_cannot_be_sent(somewhere, character, protocol, capfd):
+    """They are found before they are sent; what they say is a secret, and no traceback comes of it."""
+    with receiver() as collector:
+        place = somewhere.place(
+            OTEL_EXPORTER_OTLP_HEADERS=f"authorization=Bearer%20sesame{character}X",
+            OTEL_EXPORTER_OTLP_PROTOCOL=protocol,
+            **{ENDPOINT: collector.endpoint},
+        )
+        examined = examine(place, "otlp", "settings", "clock")
+
+    (entry,) = examined.of("settings")
+    assert entry["status"] == "failed"
+    assert entry["summary"].startswith("OTEL_EXPORTER_OTLP_HEADERS: entry 1 has a character that no header may have")
+    told = examined.text + "".join(capfd.readouterr())
+    assert "sesame" not in told and "Traceback" not in told and "the check itself failed" not in told
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])
+def test_times_that_nobody_can_wait(somewhere, seconds):
+    """The exporters take them as they are, and deliver nothing; gpumon's own take the default."""
+    examined = examine(somewhere.place(OTEL_EXPORTER_OTLP_TIMEOUT=seconds), "settings")
+    examined.names("warning", "is no time to wait: the default is used", "unset OTEL_EXPORTER_OTLP_TIMEOUT")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://user:secret@host:4318/v1", "http://host:4318/v1"),
+        ("http://user:sec/ret@host:4318", "http://host:4318"),
+        ("http://user:sec@ret@host:4318", "http://host:4318"),
+        ("user:secret@host:9", "host:9"),
+        ("http://host:4318/v1", "http://host:4318/v1"),
+    ],
+)
+def test_passwords_are_not_shown(url, shown):
+    """Also of addresses that are not as they should be."""
+    assert without_password(url) == shown
 
 
 def test_settings_that_make_sense(somewhere):

@@ -505,3 +505,14 @@ def test_all_documents_are_what_json_can_hold():
     """The builders make no Python of their own."""
     for of in DOCUMENTS.values():
         assert json.loads(json.dumps(of)) == of
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "value", "used"),
+    [("Drive_Life_Used%", 19, 100, 0.19), ("Drive_Life_Used", 0, 81, 0.19), ("SSD_Life_Left", 81, 100, 0.19)],
+)
+def test_what_is_used_is_not_what_is_left(name, raw, value, used):
+    """Where the normalized value stays at 100, the raw one says it, in the words of its name."""
+    drive = smart.parse(documents.ssd("none", rows=[documents.attribute(169, name, raw, value=value)]))
+
+    assert drive.used == pytest.approx(used)

@@ -39,7 +39,7 @@ def cpus(place: Place) -> Result:
     """Usable CPUs against the loader's workers in the newest recorded run."""
     group = Cgroup(place.root)
     usable, quota = group.usable_cpus(), group.cpu_quota()
-    shown = f"{units.number(usable, 1)} CPU{'s' if usable != 1 else ''} usable"
+    shown = f"{usable:g} CPU{'s' if usable != 1 else ''} usable"
     if quota and quota.value <= usable:
         shown += f" (quota in {quota.source})"
     elif usable < (os.cpu_count() or 1):

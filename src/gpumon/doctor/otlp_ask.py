@@ -49,6 +49,11 @@ def ask(target: Target) -> Answer:
         return _grpc(target) if target.protocol == "grpc" else _http(target)
     except ImportError as error:  # a package that is missing: another check names it
         return Answer(detail=str(error), took_s=time.monotonic() - began)
+    except OSError as error:  # a file with certificates
+        told = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        return Answer(detail=_clean(told), problem="other", took_s=time.monotonic() - began)
+    except ValueError:  # its text would have the header, which is a secret most likely
+        return Answer(detail="a header has a character that cannot be sent", problem="other")
 
 
 def _has_scheme(target: Target) -> bool:
@@ -69,6 +74,8 @@ def _http(target: Target) -> Answer:
             answer = session.post(
                 target.url, data=b"", headers=headers, timeout=target.timeout_s, allow_redirects=False, **settings
             )
+    except requests.exceptions.InvalidHeader:
+        raise ValueError("header") from None
     except OSError as error:  # requests' exceptions, and files that cannot be read
         return _no_answer(target, error, _proxy(target), time.monotonic() - began)
     took_s = time.monotonic() - began

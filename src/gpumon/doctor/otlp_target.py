@@ -141,4 +141,4 @@ def _split(url: str) -> SplitResult:
 
 
 def without_password(url: str) -> str:
-    return re.sub(r"(?<=//)[^/@]+@", "", url)
+    return re.sub(r"^((?:[a-z][a-z0-9+.-]*:)?//)?[^?#\s]*@", lambda found: found[1] or "", url, flags=re.IGNORECASE)

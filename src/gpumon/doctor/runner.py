@@ -67,14 +67,20 @@ def _run(check: Check, place: Place) -> tuple[Result, ...]:
 def at_once(function: Callable[[T], R], items: Sequence[T], timeout_s: float, otherwise: R) -> list[R]:
     """What *function* says of each item, all asked beside each other; *otherwise* of one without an answer in time."""
     answers: dict[int, R] = {}
+    raised: list[BaseException] = []
 
     def ask(number: int, item: T) -> None:
-        answers[number] = function(item)
+        try:
+            answers[number] = function(item)
+        except BaseException as error:  # noqa: BLE001 - it is the check's, and told there
+            raised.append(error)
 
     threads = [_start(partial(ask, number, item), "item") for number, item in enumerate(items)]
     until = time.monotonic() + timeout_s
     for thread in threads:
         thread.join(max(0.0, until - time.monotonic()))
+    if raised:
+        raise raised[0]
     return [answers.get(number, otherwise) for number in range(len(items))]
 
 

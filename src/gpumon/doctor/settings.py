@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -132,7 +133,9 @@ def _timeout(variable: str, text: str) -> Iterator[Result]:
     except ValueError:
         yield warning(f"{variable}={text} is no number of seconds: the default is used", f"unset {variable}")
         return
-    if seconds >= _IN_MILLISECONDS:
+    if not 0 < seconds < math.inf:
+        yield warning(f"{variable}={text} is no time to wait: the default is used", f"unset {variable}")
+    elif seconds >= _IN_MILLISECONDS:
         right = export(variable, f"{seconds / 1000:g}")
         yield warning(f"{variable}={text}: seconds in OpenTelemetry's Python, not milliseconds", right)
 
@@ -146,6 +149,14 @@ def _headers(place: Place) -> Iterator[Result]:
             continue
         seen.add(variable)
         entries = [entry for entry in text.split(",") if entry.strip()]
+        if odd := [
+            number
+            for number, entry in enumerate(entries, 1)
+            for value in dict(parse_headers(entry)).values()
+            if not value.isprintable() or not value.isascii()
+        ]:
+            told = f"{variable}: entry {odd[0]} has a character that no header may have: nothing is sent"
+            yield failed(told, export(variable, "authorization=Bearer%20TOKEN"))
         if bad := [number for number, entry in enumerate(entries, 1) if not parse_headers(entry)]:
             # What it says is a secret, most likely: only its place is told.
             told = f"{variable}: entry {bad[0]} is no key=value with the value URL-encoded, and is not sent"

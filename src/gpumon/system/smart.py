@@ -29,8 +29,8 @@ _MEANT: Final = {  # vendors give some numbers other meanings
 _LIFE_LEFT: Final = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
-        r"(perc|lifetime|life|endurance)\w*_(remain|left)|remain\w*_life|(ssd|drive)_life",
-        r"perc_rated_life|percent_life\w*_used",
+        r"(perc|lifetime|life|endurance)\w*_(remain|left)|remain\w*_life|(ssd|drive)_life(?!\w*used)",
+        r"perc_rated_life|(percent|drive|ssd)_life\w*_used",
         r"media_wearout_indicator",
         r"wear_?leveling_count",
     )
@@ -194,8 +194,9 @@ def _life_left(number: int, name: str, normalized: float | None, raw: float | No
     if number == _WD_WEAR and "Wearout" in name:  # normalized it counts up or down; raw: thrice 0x2506 is 37.06 % used
         words = [int(raw or 0) >> shift & 0xFFFF for shift in (0, 32)]
         return (rank, 100 - (words[0] >> 8)) if words[0] == words[1] != 0 else None
-    if rank == 0 and raw is not None and 2 <= raw < 100 and normalized in (None, 100):
-        return rank, raw  # firmware whose normalized value stays where it is, or is none
+    if rank <= 1 and raw is not None and 2 <= raw < 100 and normalized in (None, 100):
+        # Firmware whose normalized value stays where it is, or is none.
+        return rank, 100 - raw if "used" in name.lower() else raw
     return (rank, normalized) if normalized is not None and 0 <= normalized <= 100 else None
 
 
@@ -333,9 +334,9 @@ def _exit_status(document: Document) -> int:
 def _wwn(document: Document) -> str:
     naa, oui, number = (_whole(document, "wwn", part) for part in ("naa", "oui", "id"))
     if naa is not None and oui is not None and number is not None:
-        return f"{naa:x}{oui:06x}{number:09x}"
+        return f"{naa:x}{oui:06x}{number:09x}" if oui or number else ""  # cheap disks have zeros, all the same ones
     for row in _rows(document, "nvme_namespaces"):
         oui, number = (_whole(row, "eui64", part) for part in ("oui", "ext_id"))
-        if oui is not None and number is not None:
+        if oui is not None and number is not None and (oui or number):
             return f"{oui:06x}{number:010x}"
     return _text(document, "logical_unit_id").removeprefix("0x")

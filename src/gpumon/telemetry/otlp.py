@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 import os
 from functools import lru_cache
 from pathlib import Path
@@ -62,7 +63,7 @@ def exporter(signal: str, endpoint: str | None) -> Any:
 
 def setting(signal: str, name: str) -> str | None:
     """`OTEL_EXPORTER_OTLP_<SIGNAL>_<NAME>`, else `OTEL_EXPORTER_OTLP_<NAME>`; empty is not set."""
-    return os.environ.get(_variable(signal, name)) or None
+    return os.environ.get(_variable(signal, name), "").strip() or None
 
 
 def _variable(signal: str, name: str) -> str:
@@ -87,10 +88,13 @@ def endpoint_of(signal: str, given: str | None) -> str:
 def timeout_of(signal: str, default: float = TIMEOUT_S) -> float:
     text = setting(signal, "TIMEOUT")
     try:
-        return float(text) if text else default
+        seconds = float(text) if text else default
     except ValueError:
-        _ignored(signal, "TIMEOUT", f"expected seconds; {default:g} is used")
-        return default
+        seconds = 0.0
+    if 0 < seconds < math.inf:
+        return seconds
+    _ignored(signal, "TIMEOUT", f"expected seconds; {default:g} is used")
+    return default
 
 
 def compression_of(signal: str, known: tuple[str, ...]) -> str:

@@ -100,7 +100,9 @@ class OtlpSink:
 def _reason(said: str) -> str:
     """What an exporter logged, in one line: the system's own words where they are in it ("Connection refused")."""
     found = _SYSTEM_ERROR.search(said)
-    return found[1].strip() if found else " ".join(said.split())[:300]
+    if found:
+        return found[1].strip()
+    return re.sub(r"(header value: ).*", r"\1not shown", " ".join(said.split()))[:300]
 
 
 class _ThisThread(logging.Filter):
