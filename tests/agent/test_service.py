@@ -230,7 +230,7 @@ def test_a_reload_takes_the_file_and_new_devices(folder):
         threads, descriptors = agent.threads(), agent.descriptors()
         for count in range(1, 11):  # what was before each is let go
             agent.process.send_signal(signal.SIGHUP)
-            eventually(lambda count=count: agent.log.count("reloaded: ") > count)
+            eventually(lambda count=count: agent.log.count(" reloaded: ") - agent.log.count("not reloaded: ") > count)
         eventually(lambda: agent.threads() <= threads)
         eventually(lambda: agent.descriptors() <= descriptors)
 
