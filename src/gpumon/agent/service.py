@@ -12,7 +12,7 @@ import gc
 import logging
 import math
 import os
-import queue
+import select
 import signal
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -71,15 +71,35 @@ def serve(options: Options) -> None:
     logging.basicConfig(level=logging.INFO, format="gpumon agent: %(message)s")
     environment = dict(os.environ)
     config = apply(read_settings(options.config, environment))
-    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda number, _frame: signals.put(number))
+    signals = Signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     service = Service(options, config, environment)
     try:
         service.start()
         service.wait(signals)
     finally:
         service.stop()
+
+
+class Signals:
+    """Signals of the process, one after the other, for the main thread.
+
+    By a pipe that the interpreter writes to at once: a handler in Python runs only when the main thread comes to it,
+    and one that arrives just before this waits for a queue would lie there until the wait is over.
+    """
+
+    def __init__(self, *numbers: int) -> None:
+        self._out, into = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(into, warn_on_full_buffer=False)
+        for number in numbers:
+            signal.signal(number, lambda _number, _frame: None)
+
+    def get(self, timeout_s: float) -> int | None:
+        """The next one's number; None where none came in time."""
+        select.select([self._out], [], [], timeout_s)
+        try:
+            return os.read(self._out, 1)[0]
+        except BlockingIOError:
+            return None
 
 
 class Service:
@@ -122,7 +142,7 @@ class Service:
         logger.info("ready %s", status)
         self._notify.ready(status)
 
-    def wait(self, signals: queue.SimpleQueue[int]) -> None:
+    def wait(self, signals: Signals) -> None:
         """Until a signal says to stop; meanwhile the little that has to be done now and then."""
         self._paths.refresh()
         kept = time.monotonic()
@@ -130,10 +150,7 @@ class Service:
         while True:
             if self._server is not None and self._server.is_alive:
                 self._notify.alive()
-            try:
-                number = signals.get(timeout=pause_s)
-            except queue.Empty:
-                number = None
+            number = signals.get(pause_s)
             if number in (signal.SIGTERM, signal.SIGINT):
                 return
             if number == signal.SIGHUP:
