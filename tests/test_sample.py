@@ -192,7 +192,7 @@ def test_disks_discards_and_flushes_are_those_of_the_kernel(tmp_path, capsys):
     machine = Machine(tmp_path)
     machine.disk("sda", "8:0")
     machine.disk("sdb", "8:16")
-    datasets = Datasets(StorageMap(machine.root))
+    datasets = Datasets(StorageMap(machine.root), exists=lambda _: True)
     source = DiskCollector(root=machine.root, datasets=datasets, discards_and_flushes=True)
     machine.diskstats(sda=(0,) * 17, sdb=(0,) * 11)
     seen = list(source.collect())

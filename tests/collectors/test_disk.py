@@ -30,7 +30,7 @@ def machine(tmp_path):
 
 
 def collector(machine, *paths):
-    datasets = Datasets(StorageMap(machine.root))
+    datasets = Datasets(StorageMap(machine.root), exists=lambda _: True)
     for path in paths:
         datasets.add_path(path)
     return DiskCollector(root=machine.root, datasets=datasets)
@@ -146,7 +146,7 @@ def test_a_data_set_that_is_found_later_counts_at_once(machine):
     machine.disk("loop0", "7:0", backing="/images/set.img")
     machine.mount("/loop", "7:0", "ext4", "/dev/loop0")
     machine.diskstats(sda=BEFORE, loop0=BEFORE)
-    datasets = Datasets(StorageMap(machine.root))
+    datasets = Datasets(StorageMap(machine.root), exists=lambda _: True)
     source = DiskCollector(root=machine.root, datasets=datasets)
     assert devices(collect(source)) == {"sda"}
 
@@ -348,7 +348,7 @@ def test_the_disk_with_the_checkpoints_is_named(machine):
     machine.disk("loop3", "7:3")
     machine.mount("/saved", "7:3", "ext4", "/dev/loop3")
     machine.diskstats(sda=BEFORE, loop3=BEFORE)
-    datasets, checkpoints = (Datasets(StorageMap(machine.root)) for _ in range(2))
+    datasets, checkpoints = (Datasets(StorageMap(machine.root), exists=lambda _: True) for _ in range(2))
     datasets.add_path("/data")
     source = DiskCollector(root=machine.root, datasets=datasets, checkpoints=checkpoints)
     assert devices(collect(source)) == {"sda"}
