@@ -167,6 +167,21 @@ def test_report_of_a_run_as_text_and_as_json(tmp_path):
     assert theirs == json.loads(json.dumps(ours))
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_below_the_output_is_no_bug_of_ours():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "gpumon", "views", "sql"],
+            env={**os.environ, "GPUMON_STRICT": ""},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+
+    assert (done.returncode, done.stderr) == (2, "gpumon: cannot write the output: No space left on device\n")
+
+
 def test_a_reader_that_leaves_is_no_error(tmp_path):
     """`gpumon --help | true` prints no BrokenPipeError."""
     done = subprocess.run(

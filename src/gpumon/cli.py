@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -14,6 +15,8 @@ from gpumon.version import __version__
 
 FAILED, WRONG = 1, 2
 """Exit codes: a check or a limit failed; wrong usage or unreadable input."""
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+"""Of stdout, where no file is named: no bug of ours."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -36,11 +39,12 @@ def main(arguments: list[str] | None = None) -> None:
         # The reader of our output has left (`gpumon report | head`); Python must not flush into it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
-    except OSError as error:  # of stdout: the disk below it is full, or it is closed
-        code = _fail(f"cannot write: {error.strerror or error}", WRONG)
     except Exception as error:  # noqa: BLE001 - never a traceback
-        advice = "" if _strict() else " (GPUMON_STRICT=1 shows where)"
-        code = _fail(f"this is a bug of gpumon: {type(error).__name__}: {error}{advice}", WRONG)
+        if isinstance(error, OSError) and error.errno in _CANNOT_WRITE and error.filename is None:
+            code = _fail(f"cannot write the output: {error.strerror}", WRONG)
+        else:
+            advice = "" if _strict() else " (GPUMON_STRICT=1 shows where)"
+            code = _fail(f"this is a bug of gpumon: {type(error).__name__}: {error}{advice}", WRONG)
     sys.exit(code)
 
 
