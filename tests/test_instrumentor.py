@@ -388,9 +388,11 @@ def test_a_handler_that_raises_at_the_exit_loses_nothing(tmp_path):
 @pytest.mark.parametrize("variable", ["OTEL_PROPAGATORS", "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT"])
 def test_a_variable_that_opentelemetry_cannot_read_does_not_end_the_training(tmp_path, variable):
     """It raises while it is imported; one line says that nothing is recorded."""
-    done = python(
-        "import gpumon\ngpumon.instrument()\nprint('trained')", folder=tmp_path, GPUMON_STRICT="0", **{variable: "xyz"}
+    script = (
+        "import gpumon\ngpumon.instrument()\nfor _ in gpumon.steps([1, 2]):\n    with gpumon.phase('forward'):\n"
+        "        pass\nwith gpumon.step():\n    pass\ngpumon.uninstrument()\nprint('trained')"
     )
+    done = python(script, folder=tmp_path, GPUMON_STRICT="0", **{variable: "xyz"})
 
     assert done.stdout == "trained\n"
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("gpumon: not recorded: ")

@@ -8,6 +8,7 @@ or, with no edit at all, `gpumon run -- python train.py`, or `opentelemetry-inst
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -82,9 +83,9 @@ def instrument(
 
 def uninstrument() -> None:
     """Restore everything that `instrument` replaced, write what is left, and end its threads."""
-    from gpumon.instrumentor import GpumonInstrumentor
-
-    GpumonInstrumentor().uninstrument()
+    module = sys.modules.get("gpumon.instrumentor")  # without it there is nothing to restore
+    if module is not None:
+        module.GpumonInstrumentor().uninstrument()
 
 
 def report(path: str | PathLike[str] | None = None) -> Report:
