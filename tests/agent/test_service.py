@@ -286,3 +286,24 @@ def test_nobody_answers_after_the_end(folder):
         agent.stop()
         with pytest.raises(NoDataError, match="no agent: there is no socket"):
             agent.ask("/v1/health")
+
+
+def test_a_signal_is_heard_whichever_thread_it_comes_to():
+    """Then it does not interrupt what the main thread waits in; nor does one that came just before the wait."""
+    script = """
+import signal, threading, time
+from gpumon.agent.service import Signals
+
+signals = Signals(signal.SIGHUP, signal.SIGTERM)
+
+def send():
+    time.sleep(0.3)
+    signal.pthread_kill(threading.get_ident(), signal.SIGHUP)
+
+threading.Thread(target=send).start()
+assert signals.get(60.0) == signal.SIGHUP
+signal.raise_signal(signal.SIGTERM)
+signal.raise_signal(signal.SIGHUP)
+assert [signals.get(60.0), signals.get(60.0), signals.get(0.1)] == [signal.SIGTERM, signal.SIGHUP, None]
+"""
+    subprocess.run([sys.executable, "-c", script], timeout=30, check=True)
