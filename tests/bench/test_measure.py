@@ -8,7 +8,7 @@ import pytest
 
 from gpumon.bench.access import BLOCK, find_access
 from gpumon.bench.files import Sample
-from gpumon.bench.measure import measure
+from gpumon.bench.measure import _rates, measure
 from gpumon.bench.plan import Piece
 
 ODD_SIZES = (1, 511, 512, 4095, 4096, 4097, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 4095)
@@ -48,6 +48,14 @@ def test_it_ends_in_time_and_says_how_even_it_was(folder, fill):
     assert figures.lowest_bytes_per_s <= figures.bytes_per_s <= figures.highest_bytes_per_s
     assert 0 < figures.latency_s[0] <= figures.latency_s[1] <= figures.seconds
     assert figures.bytes_per_s == pytest.approx(figures.size / figures.seconds)
+
+
+def test_what_the_end_left_of_a_round_counts_too():
+    """(began, ended, bytes) in rounds of two bytes: the slow last read is of the last stretch, which is the lowest."""
+    reads = [(0.0, 0.2, 1.0), (0.2, 0.4, 1.0), (0.4, 0.6, 1.0), (0.6, 0.8, 1.0), (0.8, 1.8, 1.0)]
+
+    assert _rates(reads, 0.0, 2) == pytest.approx([2 / 0.4, 3 / 1.4])
+    assert _rates(reads[:1], 0.0, 2) == []
 
 
 def test_no_more_than_the_bytes_asked_for(folder, fill):

@@ -186,17 +186,18 @@ def _number(pieces: Sequence[Piece], round_bytes: int, most: int) -> int:
 
 
 def _rates(reads: Sequence[tuple[float, ...]], begin: float, round_bytes: int) -> list[float]:
-    """Bytes per second of each whole round; short ones are taken together."""
-    rates, size, since, at = [], 0.0, 0.0, begin
+    """Bytes per second of each round, in order; short ones, and what the end left of one, are taken together."""
+    ends, size = [(begin, 0.0)], 0.0
     next_end = float(round_bytes)
     for _, ended, length in reads:
         size += length
         if size >= next_end:
             next_end += round_bytes
-            if ended - at >= _SHORTEST_S:
-                rates.append((size - since) / (ended - at))
-                since, at = size, ended
-    return rates
+            if ended - ends[-1][0] >= _SHORTEST_S:
+                ends.append((ended, size))
+    if len(ends) > 1:
+        ends[-1] = (reads[-1][1], size)  # the mean of all is between the lowest and the highest then
+    return [(size - before) / (end - begin) for (begin, before), (end, size) in itertools.pairwise(ends)]
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:
