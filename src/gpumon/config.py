@@ -10,6 +10,16 @@ from typing import Any
 
 EXPORTS = ("auto", "otlp", "file", "none", "auto+file", "otlp+file")
 SPANS = ("default", "all", "none")
+OTHER_VARIABLES = (
+    "GPUMON_AGENT_SOCKET",
+    "GPUMON_JOB_ID",
+    "GPUMON_NODE_ID",
+    "GPUMON_RUN_ID",
+    "GPUMON_SMARTCTL",
+    "GPUMON_STATE_DIR",
+    "GPUMON_STRICT",
+)
+"""What is read where it is needed, and is no field of `Config`."""
 
 
 @dataclass(frozen=True)

@@ -172,6 +172,24 @@ def test_a_gpu_that_is_lost_from_the_start(nvml):
     assert found.value(m.STATUS, uuid(0), "ok") == 1
 
 
+@pytest.mark.parametrize("devices", [None, "0"])
+def test_gpus_that_are_others(nvml, devices):
+    """NVML counts those of other jobs, too; CUDA does not: its 0 is the first that this process may use."""
+    nvml.healthy({f"{gpu}.error.nvmlDeviceGetHandleByIndex_v2": 4 for gpu in (0, 1, 3)}, gpus=4)
+
+    found = Readings(GpuCollector(environment={} if devices is None else {"CUDA_VISIBLE_DEVICES": devices}).collect())
+
+    named = [reading.attributes[m.HW_ID] for reading in found.all if m.HW_ID in reading.attributes]
+    assert {name.partition("/")[0] for name in named} == {uuid(2)}
+
+
+def test_no_gpu_is_for_this_process(nvml):
+    """Each says why."""
+    nvml.healthy({"error.nvmlDeviceGetHandleByIndex_v2": 4}, gpus=2)
+
+    assert reason_of(collector())[0] == "NVML: GPU 0: no permission; GPU 1: no permission"
+
+
 def test_all_gpus_are_lost(nvml):
     """Then the collector is down, and says why."""
     nvml.healthy(gpus=2)

@@ -326,6 +326,29 @@ def test_gpu_that_does_not_answer(somewhere, nvml, state, cause, command):
     examine(somewhere.place(), "nvml").names("failed", cause, command)
 
 
+def test_gpus_of_other_jobs(somewhere, nvml):
+    """NVML counts them and lets nobody else in: nothing is wrong."""
+    driver(somewhere)
+    nvml.set({"gpus": 4, **{f"{gpu}.error.nvmlDeviceGetHandleByIndex_v2": 4 for gpu in (0, 1, 3)}})
+
+    examined = examine(somewhere.place(CUDA_VISIBLE_DEVICES="0"), "nvml")
+
+    examined.is_fine()
+    assert "1 GPU visible (NVIDIA H100 80GB HBM3), 3 more not for this process, 1 allowed" in examined.text
+
+
+def test_driver_that_lets_this_user_in_nowhere(somewhere, nvml, monkeypatch):
+    """The device files are open, the driver says no all the same, as under AppArmor: no reboot helps."""
+    monkeypatch.setattr("gpumon.doctor.gpu_start.gpumon", lambda: "gpumon")
+    driver(somewhere)
+    files(somewhere, "nvidia0", "nvidiactl", "nvidia-uvm")
+    nvml.set({"gpus": 2, "error.nvmlDeviceGetHandleByIndex_v2": 4})
+
+    examined = examine(somewhere.place(), "nvml")
+
+    examined.names("failed", "NVML: no permission: the driver 580.65.06 runs", "sudo gpumon doctor")
+
+
 def test_cuda_needs_more_files_than_nvml(somewhere, nvml):
     """nvidia-smi works, and torch.cuda.is_available() is False: nvidia-uvm is not loaded."""
     driver(somewhere)

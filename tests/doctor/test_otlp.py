@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import re
 import shutil
 import socket
 import ssl
@@ -11,13 +12,16 @@ import threading
 import time
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
+import gpumon
 from doctor.examined import examine
 from gpumon.doctor.otlp import of_answer
 from gpumon.doctor.otlp_ask import Answer
 from gpumon.doctor.otlp_target import Target, without_password
+from gpumon.doctor.settings import _OURS
 from otel_collector import OTELCOL, Collector, free_port, make_certificates
 from otlp_receiver import receiver
 
@@ -333,6 +337,29 @@ def test_general_endpoint_with_a_signals_path(somewhere):
     examined.names("failed", "must not name a signal's path", f"export {ENDPOINT}=http://127.0.0.1:{port}")
 
 
+@pytest.mark.parametrize("content_type", ["text/html", "Text/HTML; charset=utf-8"])
+def test_a_web_page_is_no_receiver(somewhere, content_type):
+    """A user interface that has a page for every path, as Jaeger's: 200 says nothing."""
+    with web_server(200, headers=[("Content-Type", content_type)], body=b"<!doctype html>") as port:
+        examined = checked(somewhere, f"http://127.0.0.1:{port}")
+
+    cause = f"http://127.0.0.1:{port}: answers with a web page, so it is no OTLP receiver"
+    examined.names("failed", cause, f"export {ENDPOINT}=http://127.0.0.1:4318")
+
+
+def test_a_signals_endpoint_with_anothers_path(somewhere):
+    """Spans are no metrics; an empty request shows nothing of it."""
+    with web_server({f"/v1/{signal}": 200 for signal in SIGNALS}) as port:
+        base = f"http://127.0.0.1:{port}/v1"
+        place = somewhere.place(
+            OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=f"{base}/metrics", OTEL_EXPORTER_OTLP_METRICS_ENDPOINT=f"{base}/metrics"
+        )
+        examined = examine(place, "otlp")
+
+    command = f"export OTEL_EXPORTER_OTLP_TRACES_ENDPOINT={base}/traces"
+    examined.names("failed", "the path of metrics, which loses the traces", command)
+
+
 def test_a_signals_endpoint_without_its_path(somewhere):
     """Taken as it is: nothing is added."""
     with web_server({f"/v1/{signal}": 200 for signal in SIGNALS}) as port:
@@ -512,6 +539,14 @@ PIP = f"{sys.executable} -m pip install"
         ({"GPUMON_EXPORT": "otpl"}, "failed", "GPUMON_EXPORT: expected one of", "unset GPUMON_EXPORT"),
         ({"GPUMON_INTERVALS": "disk"}, "failed", "GPUMON_INTERVALS: expected", "unset GPUMON_INTERVALS"),
         ({"GPUMON_COLLECTORS": "gpu,dsik"}, "failed", "no collector dsik", "export GPUMON_COLLECTORS=gpu"),
+        ({"GPUMON_INTERVALS": "dsik=1,gpu=0.5"}, "failed", "no collector dsik", "export GPUMON_INTERVALS=gpu=0.5"),
+        (
+            {"GPUMON_DATA_PATH": "/data"},
+            "warning",
+            "GPUMON_DATA_PATH: there is no such setting; GPUMON_DATA_PATHS is meant?",
+            'export GPUMON_DATA_PATHS="$GPUMON_DATA_PATH"; unset GPUMON_DATA_PATH',
+        ),
+        ({"GPUMON_COLOUR": "red"}, "warning", "GPUMON_COLOUR: there is no such setting", "unset GPUMON_COLOUR"),
         ({"GPUMON_EXPORT": "none"}, "warning", "nothing is recorded", "unset GPUMON_EXPORT"),
         ({"OTEL_SDK_DISABLED": "true"}, "warning", "nothing is recorded", "unset OTEL_SDK_DISABLED"),
         ({"OTEL_METRICS_EXPORTER": "none"}, "warning", "no metrics", "unset OTEL_METRICS_EXPORTER"),
@@ -615,6 +650,19 @@ def test_times_that_nobody_can_wait(somewhere, seconds):
 def test_passwords_are_not_shown(url, shown):
     """Also of addresses that are not as they should be."""
     assert without_password(url) == shown
+
+
+def test_every_variable_that_is_read_is_known():
+    """What the doctor takes for a mistake is nothing that the program reads."""
+    source = Path(gpumon.__file__).parent
+    read = {
+        name
+        for file in source.rglob("*.py")
+        for name in re.findall(r"(?:environ|environment)(?:\.get\(|\.pop\(|\[)\"(GPUMON_\w+)\"", file.read_text())
+    }
+
+    assert len(read) >= 7
+    assert read <= set(_OURS)
 
 
 def test_settings_that_make_sense(somewhere):

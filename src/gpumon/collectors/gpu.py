@@ -41,6 +41,7 @@ class _Place:
     gpu: Gpu | None = None
     reason: str = ""
     is_gone: bool = False
+    is_forbidden: bool = False  # to this process; CUDA does not count it, NVML may (nvmlDeviceGetCount_v2)
     retry_at: float = 0.0
     hangs: bool = False
 
@@ -180,9 +181,10 @@ class GpuCollector:
         if not count:
             raise NoDataError("NVML: no GPU")
         places = [_place(pynvml, index) for index in range(count)]
+        places = [place for place in places if not place.is_forbidden] or places
         listed = [
-            Listed(place.index, place.uuid, tuple(uuid for uuid, _ in _instances(pynvml, place.handle)))
-            for place in places
+            Listed(number, place.uuid, tuple(uuid for uuid, _ in _instances(pynvml, place.handle)))
+            for number, place in enumerate(places)
         ]
         found = []
         for seen in visible(listed, self._environment):
@@ -318,7 +320,8 @@ def _place(pynvml: Any, index: int) -> _Place:
     except NvmlError as error:
         if error.code in nvml.CLOSED:
             raise
-        return _Place(index, "", reason=str(error), is_gone=error.code in nvml.GONE)
+        is_forbidden = error.code == nvml.NO_PERMISSION
+        return _Place(index, "", reason=str(error), is_gone=error.code in nvml.GONE, is_forbidden=is_forbidden)
 
 
 def _instances(pynvml: Any, handle: Any, may_use: frozenset[str] | None = None) -> Iterator[tuple[str, Any]]:

@@ -33,6 +33,7 @@ class Gpus:
     names: tuple[str, ...] = ()
     sliced: frozenset[int] = frozenset()  # indexes of those in MIG mode
     silent: tuple[tuple[int, int], ...] = ()  # index and NVML's code of those that do not answer
+    forbidden: tuple[int, ...] = ()  # indexes of those that this process may not use: others', as in a Slurm job
 
     def usable(self, place: Place) -> int:
         """How many of them CUDA_VISIBLE_DEVICES leaves."""
@@ -54,21 +55,26 @@ def _ask() -> Gpus:
         count = nvml.ask(pynvml.nvmlDeviceGetCount)
     except NvmlError as error:
         return Gpus(reason=f"NVML: {error}", code=error.code)
-    listed, silent, names, capabilities, sliced = [], [], [], [], set()
+    listed, silent, forbidden, names, capabilities, sliced = [], [], [], [], [], set()
     for index in range(count):
         try:
             handle = nvml.ask(pynvml.nvmlDeviceGetHandleByIndex, index)
             uuid = nvml.ask(pynvml.nvmlDeviceGetUUID, handle)
         except NvmlError as error:
+            if error.code == nvml.NO_PERMISSION:
+                forbidden.append(index)
+                continue
             silent.append((index, error.code))
-            listed.append(Listed(index, ""))
+            listed.append(Listed(index - len(forbidden), ""))
             continue
         is_sliced, instances = _instances(pynvml, handle)
         if is_sliced:
-            sliced.add(index)
-        listed.append(Listed(index, uuid, instances))
+            sliced.add(index - len(forbidden))
+        listed.append(Listed(index - len(forbidden), uuid, instances))
         names.append(_or_none(pynvml.nvmlDeviceGetName, handle))
         capabilities.append(_or_none(pynvml.nvmlDeviceGetCudaComputeCapability, handle))
+    if forbidden and not listed:
+        return Gpus(reason=f"NVML: {nvml.reason(nvml.NO_PERMISSION)}", code=nvml.NO_PERMISSION)
     return Gpus(
         driver=_or_none(pynvml.nvmlSystemGetDriverVersion) or "",
         listed=tuple(listed),
@@ -76,6 +82,7 @@ def _ask() -> Gpus:
         names=tuple(name for name in names if name),
         sliced=frozenset(sliced),
         silent=tuple(silent),
+        forbidden=tuple(forbidden),
     )
 
 
@@ -134,6 +141,8 @@ def _summary(place: Place, gpus: Gpus) -> str:
     library = library_version(place)
     parts = [f"driver {gpus.driver or driver_version(place)}", f"library {library}" if library else ""]
     parts.append(f"{count} GPU{'s' if count > 1 else ''} visible{_models(gpus.names)}")
+    if gpus.forbidden:
+        parts.append(f"{len(gpus.forbidden)} more not for this process")
     if instances := sum(len(gpu.instances) for gpu in gpus.listed):
         parts.append(f"{instances} MIG instances")
     if place.environment.get("CUDA_VISIBLE_DEVICES") is not None:

@@ -10,9 +10,10 @@ from typing import Final
 
 from gpumon.doctor.check import Repair, Result, failed
 from gpumon.doctor.place import Place
-from gpumon.doctor.repairs import as_root, group_of, install, join_group, manager, on_machine, start_container
+from gpumon.doctor.repairs import as_root, gpumon, group_of, install, join_group, manager, on_machine, start_container
+from gpumon.system import nvml
 
-_NO_PERMISSION, _NO_DRIVER, _NO_LIBRARY, _MISMATCH, _UNKNOWN = 4, 9, 12, 18, 999
+_NO_LIBRARY, _MISMATCH = 12, 18
 _MODULE: Final = re.compile(r"Kernel Module(?: for \S+)?\s+(\d+[\d.]+)")
 _LIBRARY: Final = re.compile(r"libnvidia-ml\.so\.(\d+\.[\d.]+)$")
 _FOLDERS: Final = (
@@ -45,6 +46,9 @@ def why_not(place: Place, reason: str, code: int) -> Result:
         return closed
     if not driver_version(place):
         return _no_driver(place)
+    if code == nvml.NO_PERMISSION:
+        text = f"{reason}: the driver {driver_version(place)} runs and does not let this process in"
+        return failed(text, as_root(place, f"{gpumon()} doctor"))
     if not driver_files(place):
         text = f"{reason}: the driver {driver_version(place)} runs, but /dev/nvidiactl is not there"
         return failed(text, on_machine(place, "nvidia-modprobe -c=0 -u"))

@@ -29,7 +29,7 @@ def otlp(place: Place) -> Iterator[Result]:
         yield absent("no endpoint is set: runs are recorded to files")
         return
     answers = list(zip(asked, at_once(ask, asked, _LIMIT_S, Answer(problem="silent")), strict=True))
-    taken = [(target, answer) for target, answer in answers if 200 <= answer.status < 300]
+    taken = [(target, answer) for target, answer in answers if 200 <= answer.status < 300 and not _other_signal(target)]
     for endpoint in dict.fromkeys(target.endpoint for target, _ in taken):
         yield _answered([pair for pair in taken if pair[0].endpoint == endpoint])
     repairs = set()
@@ -53,6 +53,10 @@ def _answered(taken: Sequence[tuple[Target, Answer]]) -> Result:
 
 def of_answer(place: Place, target: Target, answer: Answer, taken: Sequence[str]) -> Result:
     """What an answer that is no means; *taken*: the signals that this receiver takes."""
+    if 200 <= answer.status < 300:
+        text = f"{target.variable}={target.shown}: the path of {_other_signal(target)}, which loses the {target.signal}"
+        path = target.parts.path.rstrip("/").rpartition("/")[0]
+        return failed(text, export(target.variable, target.at(path=f"{path}/{target.signal}")))
     if answer.status:
         return _of_status(target, answer, taken)
     return _CAUSES.get(answer.problem, _other)(place, target, answer)
@@ -164,8 +168,20 @@ def _is_own(target: Target) -> bool:
     return target.variable == f"OTEL_EXPORTER_OTLP_{target.signal.upper()}_ENDPOINT"
 
 
+def _other_signal(target: Target) -> str:
+    """The signal whose path was given for this one; an empty request is welcome there all the same."""
+    last = target.parts.path.rstrip("/").rpartition("/v1/")[2]
+    is_path = target.protocol != "grpc" and _is_own(target)
+    return last if is_path and last in SIGNALS and last != target.signal else ""
+
+
 def _protocol_variable(target: Target) -> str:
     return target.variable.replace("ENDPOINT", "PROTOCOL") if _is_own(target) else "OTEL_EXPORTER_OTLP_PROTOCOL"
+
+
+def _web_page(place: Place, target: Target, answer: Answer) -> Result:
+    text = f"{target.shown}: answers with a web page, so it is no OTLP receiver"
+    return failed(text, _right_place(target))
 
 
 def _proxy(place: Place, target: Target, answer: Answer) -> Result:
@@ -195,6 +211,7 @@ _CAUSES: Final[dict[str, Callable[[Place, Target, Answer], Result]]] = {
     "speaks_grpc": _speaks_grpc,
     "speaks_http": _speaks_http,
     "proxy": _proxy,
+    "web_page": _web_page,
 }
 
 
@@ -245,11 +262,16 @@ def _wrong_place(target: Target, answer: Answer, taken: Sequence[str]) -> Result
     if taken:
         text = f"{said}: this receiver takes no {target.signal}"
         return warning(text, f"export OTEL_{target.signal.upper()}_EXPORTER=none")
-    text = f"{said}: no OTLP is taken there"
+    return failed(f"{said}: no OTLP is taken there", _right_place(target))
+
+
+def _right_place(target: Target) -> str:
+    """The setting with the port, or the path, that OTLP has by custom."""
+    path, is_http = target.parts.path, target.protocol != "grpc"
     whole = f"/v1/{target.signal}" if _is_own(target) else ""
     base = path.removesuffix(f"/v1/{target.signal}").rstrip("/")
     if target.port == _PROMETHEUS and not base:
-        return failed(text, export(target.variable, target.at(path=f"/api/v1/otlp{whole}")))
+        return export(target.variable, target.at(path=f"/api/v1/otlp{whole}"))
     if base and target.port in _OTHER_PORT:
-        return failed(text, export(target.variable, target.at(path=whole)))
-    return failed(text, export(target.variable, target.at(port=4318 if is_http else 4317, path=whole)))
+        return export(target.variable, target.at(path=whole))
+    return export(target.variable, target.at(port=4318 if is_http else 4317, path=whole))

@@ -34,7 +34,7 @@ class Answer:
 
     status: int = 0
     detail: str = ""  # what the receiver said of it
-    problem: Problem | Literal["address", "proxy", ""] = ""
+    problem: Problem | Literal["address", "proxy", "web_page", ""] = ""
     took_s: float = 0.0
     ahead_s: float | None = None  # of its clock against ours
     location: str = ""  # where it sends us to
@@ -88,6 +88,8 @@ def _http(target: Target) -> Answer:
     detail = answer.content[:200].decode("utf-8", "replace")
     if answer.status_code == 400 and "HTTPS server" in detail + answer.reason:
         return Answer(problem="needs_tls", took_s=took_s)
+    if answer.ok and answer.headers.get("Content-Type", "").lower().startswith("text/html"):
+        return Answer(problem="web_page", took_s=took_s)  # Jaeger's user interface has one for every path
     return Answer(answer.status_code, _clean(detail), "", took_s, ahead, answer.headers.get("Location", ""))
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Final
 
-from gpumon.config import Config
+from gpumon.config import OTHER_VARIABLES, Config
 from gpumon.doctor.check import Result, failed, ok, warning
 from gpumon.doctor.otlp_target import PROTOCOLS, SIGNALS, parse_headers, setting, targets
 from gpumon.doctor.place import Place
@@ -33,18 +35,39 @@ _EXPORTERS: Final = {  # entry point -> distribution
     "zipkin_json": "opentelemetry-exporter-zipkin-json",
     "zipkin_proto": "opentelemetry-exporter-zipkin-proto-http",
 }
+_OURS: Final = (*(f"GPUMON_{item.name.upper()}" for item in fields(Config)), *OTHER_VARIABLES)
+_COMPOSE: Final = "GPUMON_GID"  # of the compose files, not of this program
 _FILES: Final = ("CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY")
 _IN_MILLISECONDS: Final = 1000.0
 
 
 def settings(place: Place) -> Iterator[Result]:
     """`GPUMON_*` and `OTEL_*`."""
-    found = [*_ours(place), *_switched_off(place), *_exporters(place), *_otlp(place), *_headers(place)]
+    found = [
+        *_misspelt(place),
+        *_ours(place),
+        *_switched_off(place),
+        *_exporters(place),
+        *_otlp(place),
+        *_headers(place),
+    ]
     yield from found
     if not found:
         names = sorted(name for name in place.environment if name.startswith(("GPUMON_", "OTEL_")))
         few = ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more"
         yield ok(f"{few}: understood" if names else "no GPUMON_* or OTEL_* variable is set")
+
+
+def _misspelt(place: Place) -> Iterator[Result]:
+    for name in sorted(place.environment):
+        ours = name.removeprefix("OTEL_PYTHON_")
+        if not ours.startswith("GPUMON_") or ours in _OURS or name == _COMPOSE:
+            continue
+        own_part = {known.removeprefix("GPUMON_"): known for known in _OURS}
+        right = [own_part[close] for close in difflib.get_close_matches(ours.removeprefix("GPUMON_"), own_part, 1, 0.7)]
+        text = f"{name}: there is no such setting{f'; {right[0]} is meant?' if right else ''}"
+        moved = f'export {right[0]}="${name}"; ' if right else ""  # its value may be a secret
+        yield warning(text, f"{moved}unset {name}")
 
 
 def _ours(place: Place) -> Iterator[Result]:
@@ -55,13 +78,19 @@ def _ours(place: Place) -> Iterator[Result]:
         return
     if config.export == "none":
         yield warning("GPUMON_EXPORT=none: nothing is recorded", "unset GPUMON_EXPORT")
-    if config.collectors is not None:
-        from gpumon.collectors.base import registered
+    yield from _collectors("GPUMON_COLLECTORS", {name: name for name in config.collectors or ()})
+    intervals = {name: f"{name}={seconds:g}" for name, seconds in config.intervals.items()}
+    yield from _collectors("GPUMON_INTERVALS", intervals)
 
-        if unknown := [name for name in config.collectors if name not in registered()]:
-            known = [name for name in config.collectors if name in registered()]
-            repair = export("GPUMON_COLLECTORS", ",".join(known)) if known else "unset GPUMON_COLLECTORS"
-            yield failed(f"GPUMON_COLLECTORS: there is no collector {', '.join(unknown)}", repair)
+
+def _collectors(variable: str, entries: Mapping[str, str]) -> Iterator[Result]:
+    """*entries*: what was said of each collector, by its name."""
+    from gpumon.collectors.base import registered
+
+    if unknown := [name for name in entries if name not in registered()]:
+        known = [entry for name, entry in entries.items() if name not in unknown]
+        repair = export(variable, ",".join(known)) if known else f"unset {variable}"
+        yield failed(f"{variable}: there is no collector {', '.join(unknown)}", repair)
 
 
 def _switched_off(place: Place) -> Iterator[Result]:

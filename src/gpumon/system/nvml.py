@@ -17,6 +17,7 @@ from gpumon.errors import CollectorError, NoDataError
 
 T = TypeVar("T")
 
+NO_PERMISSION: Final = 4
 NOT_FOUND: Final = 6
 INSUFFICIENT_SIZE: Final = 7
 FUNCTION_NOT_FOUND: Final = 13
