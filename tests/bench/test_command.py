@@ -1,5 +1,6 @@
 """The command `gpumon bench`: what it prints, its exit codes, and that Ctrl-C ends it at once."""
 
+import contextlib
 import json
 import os
 import pty
@@ -89,10 +90,13 @@ def test_a_disk_that_fails_is_exit_code_1(slow_disk, fill):
 
 
 def is_reading(pid):
-    """Whether its fork has threads that wait for a disk."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    tasks = [path.read_text() for child in children for path in Path("/proc", child, "task").glob("*/stat")]
-    return any(text.rpartition(") ")[2].startswith("D") for text in tasks)
+    """Whether a fork of it has threads that wait for a disk."""
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        for stat in Path("/proc", child, "task").glob("*/stat"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that ended meanwhile
+                if stat.read_text().rpartition(") ")[2].startswith("D"):
+                    return True
+    return False
 
 
 @pytest.mark.disk
