@@ -28,6 +28,7 @@ def agent():
         short_folder() as folder,
         agent_process(folder, GPUMON_COLLECTORS="disk,host", GPUMON_INTERVALS="disk=1,host=1") as running,
     ):
+        eventually(lambda: running.values("system.cpu.utilization"))  # it listens before it has read anything
         yield running
 
 

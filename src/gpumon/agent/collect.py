@@ -18,8 +18,10 @@ logger = logging.getLogger(__name__)
 
 WINDOW_S: Final = 5.0
 """What the agent tells of a gauge is its mean over so long; whoever wants another window takes the terms."""
-UNASKED_S: Final = 2.0
-"""Between two reads of what a training reads every second, while nobody on the socket asks for it."""
+UNASKED_S: Final = 5.0
+"""Between two reads, while nobody on the socket asks for them: most are counters, which miss nothing."""
+DEVICES_UNASKED_S: Final = {"gpu": 3.0, "disk": 3.0}
+"""A GPU's power and clocks are no counters; and whoever begins to ask waits no longer than this."""
 OF_A_TRAINING: Final = frozenset(("dataset", "process"))
 """They look at the process that trains, and run there."""
 _ASKED_S: Final = 15.0
@@ -44,7 +46,7 @@ class _Asked:
     def __init__(self, name: str, collector: Collector, demand: Demand) -> None:
         self._name, self._collector, self._demand = name, collector, demand
         self.may_block = collector.may_block
-        self.interval_s = max(collector.interval_s, UNASKED_S)
+        self.interval_s = max(collector.interval_s, DEVICES_UNASKED_S.get(name, UNASKED_S))
 
     @property
     def again_s(self) -> float:
