@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from cpu_speed import slowness
 from gpumon import metrics as m
 from gpumon.collectors.gpu import GpuCollector
 from gpumon.sampler import Sampler
@@ -333,9 +334,10 @@ def test_eight_gpus_cost_less_than_a_millisecond(nvml):
     gc.collect()  # event threads of other tests' collectors
     gpus = collector()
     look(gpus)
-    best = float("inf")
+    best = slow = float("inf")
     for _ in range(100):
         time.sleep(0.1)
+        slow = min(slow, slowness())
         began = time.process_time()
         readings = list(gpus.collect())
         best = min(best, time.process_time() - began)
@@ -343,7 +345,7 @@ def test_eight_gpus_cost_less_than_a_millisecond(nvml):
             break
 
     assert len(readings) > 8 * 50
-    assert best < 0.001
+    assert best < 0.001 * slow
 
 
 def test_only_the_gpus_of_this_process(nvml):
