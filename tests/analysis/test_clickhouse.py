@@ -168,7 +168,12 @@ def test_a_real_training_in_the_exporters_tables(gateway, trained, tmp_path):
     ]
     for part in ("run", "steps", "missing", "fetches"):
         assert is_same(ours[part], theirs[part]), (part, ours[part], theirs[part])
-    assert [device["id"] for device in ours["devices"]] == [device["id"] for device in theirs["devices"]]
+    assert busy_devices(ours) == busy_devices(theirs)
+
+
+def busy_devices(told):
+    """Without disks that are shown for a peak of a few percent: what two windows in one second add up to is lower."""
+    return [each["id"] for each in told["devices"] if each["type"] != "disk" or each["utilization"]["peak"] > 0.1]
 
 
 def test_our_tables_keep_nanoseconds(gateway, trained):
