@@ -8,10 +8,10 @@ import sys
 import time
 
 import pytest
+from benchmarks.cpu_speed import slowness
 
 import smart_documents
 from agent_process import agent_process, short_folder
-from cpu_speed import slowness
 from fake_smartctl import FakeSmartctl
 from nvml import standin
 from otlp_receiver import eventually, receiver

@@ -6,8 +6,8 @@ import os
 import time
 
 import pytest
+from benchmarks.cpu_speed import slowness
 
-from cpu_speed import slowness
 from gpumon import metrics as m
 from gpumon.collectors.gpu import GpuCollector
 from gpumon.sampler import Sampler
