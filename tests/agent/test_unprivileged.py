@@ -135,7 +135,6 @@ def test_without_the_group_it_hears_what_to_do(node):
     assert any(refusal in each["reason"] for each in report["missing"] if each["what"] == "gpu")
 
 
-@pytest.mark.flaky(reruns=2)  # what else runs here only ever makes a time longer
 @pytest.mark.disk
 def test_the_kernel_keeps_others_out(node):
     """Without the group not even a connection; with it every question, and no way to write."""

@@ -108,7 +108,6 @@ def test_nothing_left_to_read_ends_at_once(folder, fill):
     assert figures.problems["vanished"] >= 2
 
 
-@pytest.mark.flaky(reruns=2)  # what else runs here only ever makes a time longer
 @pytest.mark.disk
 def test_latency_and_parallelism_of_a_slow_disk(slow_disk, fill):
     """20 ms a read: so long takes one, and eight at a time give several times as much, never over eight times."""

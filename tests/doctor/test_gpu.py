@@ -337,8 +337,32 @@ def test_gpus_of_other_jobs(somewhere, nvml):
     assert "1 GPU visible (NVIDIA H100 80GB HBM3), 3 more not for this process, 1 allowed" in examined.text
 
 
-def test_driver_that_lets_this_user_in_nowhere(somewhere, nvml, monkeypatch):
-    """The device files are open, the driver says no all the same, as under AppArmor: no reboot helps."""
+def test_numbers_of_a_gpu_behind_those_of_other_jobs(somewhere, nvml):
+    """CUDA counts it as 0, nvidia-smi as 2."""
+    driver(somewhere)
+    nvml.set({"gpus": 3, **{f"{gpu}.error.nvmlDeviceGetHandleByIndex_v2": 4 for gpu in (0, 1)}})
+    nvml.set({"2.mig": 1, "2.error.nvmlDeviceGetMigDeviceHandleByIndex": 6})
+
+    examined = examine(somewhere.place(CUDA_VISIBLE_DEVICES="0"), "nvml")
+
+    examined.names("failed", "GPU 2: MIG is on and there is no instance", "sudo nvidia-smi mig -i 2 -cgi 0 -C")
+
+
+def test_container_that_is_let_in_nowhere(somewhere, nvml):
+    """The device files are open, and the driver says no all the same."""
+    driver(somewhere)
+    somewhere.docker()
+    files(somewhere, "nvidia0", "nvidiactl", "nvidia-uvm")
+    nvml.set({"gpus": 2, "error.nvmlDeviceGetHandleByIndex_v2": 4})
+
+    examined = examine(somewhere.place(), "nvml")
+
+    cause = "NVML: no permission: the driver 580.65.06 runs and does not let this process in"
+    examined.names("failed", cause, "docker run --gpus all …", "host")
+
+
+def test_user_who_is_let_in_nowhere(somewhere, nvml, monkeypatch):
+    """As under AppArmor: no reboot helps; the agent reads for those who may not."""
     monkeypatch.setattr("gpumon.doctor.gpu_start.gpumon", lambda: "gpumon")
     driver(somewhere)
     files(somewhere, "nvidia0", "nvidiactl", "nvidia-uvm")
@@ -346,7 +370,7 @@ def test_driver_that_lets_this_user_in_nowhere(somewhere, nvml, monkeypatch):
 
     examined = examine(somewhere.place(), "nvml")
 
-    examined.names("failed", "NVML: no permission: the driver 580.65.06 runs", "sudo gpumon doctor")
+    examined.names("failed", "NVML: no permission: the driver 580.65.06 runs", "sudo gpumon agent --group gpumon")
 
 
 def test_cuda_needs_more_files_than_nvml(somewhere, nvml):

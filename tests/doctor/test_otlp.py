@@ -21,7 +21,7 @@ from doctor.examined import examine
 from gpumon.doctor.otlp import of_answer
 from gpumon.doctor.otlp_ask import Answer
 from gpumon.doctor.otlp_target import Target, without_password
-from gpumon.doctor.settings import _OURS
+from gpumon.doctor.settings import _KNOWN
 from otel_collector import OTELCOL, Collector, free_port, make_certificates
 from otlp_receiver import receiver
 
@@ -662,7 +662,15 @@ def test_every_variable_that_is_read_is_known():
     }
 
     assert len(read) >= 7
-    assert read <= set(_OURS)
+    assert read <= set(_KNOWN)
+
+
+def test_names_that_kubernetes_sets_are_no_mistakes(somewhere):
+    """Of a service `gpumon-collector` every pod of its namespace has these."""
+    names = ["SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_OTLP_HTTP", "PORT", "PORT_4318_TCP", "PORT_4318_TCP_ADDR"]
+    place = somewhere.place(**{f"GPUMON_COLLECTOR_{name}": "tcp://10.0.0.1:4318" for name in names})
+
+    examine(place, "settings").is_fine()
 
 
 def test_settings_that_make_sense(somewhere):

@@ -408,7 +408,7 @@ int nvmlDeviceRegisterEvents(Device *d, unsigned long long types, int *set) { EN
 int nvmlEventSetWait_v2(int *set, Event *event, unsigned timeout_ms) {
     ENTER(-1);
     // Looked at seldom: a driver sleeps until something happens, and what this takes counts as the program's.
-    for (unsigned waited = 0; waited <= timeout_ms; waited += 250) {
+    for (unsigned waited = 0; waited < timeout_ms; waited += 250) {
         refresh();
         const State *now = state;
         for (const Key *key = now->keys; key < now->keys + now->n_keys; key++) {

@@ -193,7 +193,6 @@ def test_a_scrape_from_any_thread_is_one_reader(hub):
     assert len(readers) == 1
 
 
-@pytest.mark.flaky(reruns=2)  # what else runs here only ever makes a time longer
 def test_callbacks_only_read_memory():
     """A collector that hangs in a driver delays no export."""
     release = threading.Event()

@@ -50,16 +50,17 @@ def in_child(function, *arguments):
 # -- the ring -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.flaky(reruns=2)  # what else runs here only ever makes a time longer
 def test_record(tmp_path):
     """A fetch that computes and sleeps has its wall and CPU time, and the key of its batch."""
     writer = RingWriter(str(tmp_path), worker_id=3, serial=7)
     before = time.perf_counter_ns()
     writer.next_generation()
+    around = time.thread_time_ns()
     writer.begin(5)
     burn(0.02)
     time.sleep(0.02)
     writer.end()
+    around = time.thread_time_ns() - around
     ring = reader(tmp_path)
     (fetch,) = ring.read()
 
@@ -67,7 +68,7 @@ def test_record(tmp_path):
     assert (ring.identity.pid, ring.identity.worker_id, ring.identity.serial) == (os.getpid(), 3, 7)
     assert ring.identity.thread == threading.get_native_id()
     assert before < fetch.begin_ns < fetch.end_ns < time.perf_counter_ns()
-    assert 0.02e9 <= fetch.cpu_ns < 0.03e9
+    assert 0.02e9 <= fetch.cpu_ns <= around
     assert fetch.end_ns - fetch.begin_ns >= fetch.cpu_ns + 0.02e9
     assert ring.read() == []
 

@@ -28,12 +28,12 @@ class Gpus:
     reason: str = ""
     code: int = 0  # NVML's, of the reason
     driver: str = ""
-    listed: tuple[Listed, ...] = ()
+    listed: tuple[Listed, ...] = ()  # numbered as CUDA counts them; the indexes below are NVML's
     capabilities: tuple[tuple[int, int], ...] = ()  # compute capability, of those that tell it
     names: tuple[str, ...] = ()
-    sliced: frozenset[int] = frozenset()  # indexes of those in MIG mode
+    undivided: tuple[int, ...] = ()  # indexes of those in MIG mode without an instance
     silent: tuple[tuple[int, int], ...] = ()  # index and NVML's code of those that do not answer
-    forbidden: tuple[int, ...] = ()  # indexes of those that this process may not use: others', as in a Slurm job
+    forbidden: int = 0  # how many more this process may not use: others', as in a Slurm job
 
     def usable(self, place: Place) -> int:
         """How many of them CUDA_VISIBLE_DEVICES leaves."""
@@ -55,22 +55,23 @@ def _ask() -> Gpus:
         count = nvml.ask(pynvml.nvmlDeviceGetCount)
     except NvmlError as error:
         return Gpus(reason=f"NVML: {error}", code=error.code)
-    listed, silent, forbidden, names, capabilities, sliced = [], [], [], [], [], set()
+    listed: list[Listed] = []
+    silent, names, capabilities, undivided, forbidden = [], [], [], [], 0
     for index in range(count):
         try:
             handle = nvml.ask(pynvml.nvmlDeviceGetHandleByIndex, index)
             uuid = nvml.ask(pynvml.nvmlDeviceGetUUID, handle)
         except NvmlError as error:
             if error.code == nvml.NO_PERMISSION:
-                forbidden.append(index)
+                forbidden += 1
                 continue
             silent.append((index, error.code))
-            listed.append(Listed(index - len(forbidden), ""))
+            listed.append(Listed(len(listed), ""))
             continue
-        is_sliced, instances = _instances(pynvml, handle)
-        if is_sliced:
-            sliced.add(index - len(forbidden))
-        listed.append(Listed(index - len(forbidden), uuid, instances))
+        is_divided, instances = _instances(pynvml, handle)
+        if is_divided and not instances:
+            undivided.append(index)
+        listed.append(Listed(len(listed), uuid, instances))
         names.append(_or_none(pynvml.nvmlDeviceGetName, handle))
         capabilities.append(_or_none(pynvml.nvmlDeviceGetCudaComputeCapability, handle))
     if forbidden and not listed:
@@ -80,9 +81,9 @@ def _ask() -> Gpus:
         listed=tuple(listed),
         capabilities=tuple(tuple(pair) for pair in capabilities if pair),
         names=tuple(name for name in names if name),
-        sliced=frozenset(sliced),
+        undivided=tuple(undivided),
         silent=tuple(silent),
-        forbidden=tuple(forbidden),
+        forbidden=forbidden,
     )
 
 
@@ -142,7 +143,7 @@ def _summary(place: Place, gpus: Gpus) -> str:
     parts = [f"driver {gpus.driver or driver_version(place)}", f"library {library}" if library else ""]
     parts.append(f"{count} GPU{'s' if count > 1 else ''} visible{_models(gpus.names)}")
     if gpus.forbidden:
-        parts.append(f"{len(gpus.forbidden)} more not for this process")
+        parts.append(f"{gpus.forbidden} more not for this process")
     if instances := sum(len(gpu.instances) for gpu in gpus.listed):
         parts.append(f"{instances} MIG instances")
     if place.environment.get("CUDA_VISIBLE_DEVICES") is not None:
@@ -183,9 +184,8 @@ def _silent(place: Place, gpus: Gpus) -> Iterator[Result]:
 
 
 def _empty_mig(place: Place, gpus: Gpus) -> Iterator[Result]:
-    empty = [gpu.index for gpu in gpus.listed if gpu.index in gpus.sliced and not gpu.instances]
-    if empty:
-        which = ",".join(map(str, empty))
+    if gpus.undivided:
+        which = ",".join(map(str, gpus.undivided))
         text = f"GPU {which}: MIG is on and there is no instance: CUDA finds no device there"
         yield failed(text, on_machine(place, f"nvidia-smi mig -i {which} -cgi 0 -C"))
 

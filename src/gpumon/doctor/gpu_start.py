@@ -12,6 +12,7 @@ from gpumon.doctor.check import Repair, Result, failed
 from gpumon.doctor.place import Place
 from gpumon.doctor.repairs import as_root, gpumon, group_of, install, join_group, manager, on_machine, start_container
 from gpumon.system import nvml
+from gpumon.system.agent_socket import GROUP
 
 _NO_LIBRARY, _MISMATCH = 12, 18
 _MODULE: Final = re.compile(r"Kernel Module(?: for \S+)?\s+(\d+[\d.]+)")
@@ -47,8 +48,7 @@ def why_not(place: Place, reason: str, code: int) -> Result:
     if not driver_version(place):
         return _no_driver(place)
     if code == nvml.NO_PERMISSION:
-        text = f"{reason}: the driver {driver_version(place)} runs and does not let this process in"
-        return failed(text, as_root(place, f"{gpumon()} doctor"))
+        return _not_let_in(place, f"{reason}: the driver {driver_version(place)} runs and does not let this process in")
     if not driver_files(place):
         text = f"{reason}: the driver {driver_version(place)} runs, but /dev/nvidiactl is not there"
         return failed(text, on_machine(place, "nvidia-modprobe -c=0 -u"))
@@ -97,6 +97,15 @@ def _read(file: Path) -> str:
         return file.read_text().strip()
     except OSError:
         return ""
+
+
+def _not_let_in(place: Place, text: str) -> Result:
+    """Its files may be opened: a security module, or a container that has lost a right, is between."""
+    if place.container:
+        return failed(text, start_container(place, "--gpus all", **_WITH_GPUS))
+    if place.uid == 0:
+        return failed(text, on_machine(place, "reboot"))
+    return failed(f"{text}; the node agent reads for it", as_root(place, f"{gpumon()} agent --group {GROUP}"))
 
 
 # -- causes ---------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ def otlp(place: Place) -> Iterator[Result]:
         yield absent("no endpoint is set: runs are recorded to files")
         return
     answers = list(zip(asked, at_once(ask, asked, _LIMIT_S, Answer(problem="silent")), strict=True))
-    taken = [(target, answer) for target, answer in answers if 200 <= answer.status < 300 and not _other_signal(target)]
+    taken = [(target, answer) for target, answer in answers if 200 <= answer.status < 300]
     for endpoint in dict.fromkeys(target.endpoint for target, _ in taken):
         yield _answered([pair for pair in taken if pair[0].endpoint == endpoint])
     repairs = set()
@@ -53,10 +53,6 @@ def _answered(taken: Sequence[tuple[Target, Answer]]) -> Result:
 
 def of_answer(place: Place, target: Target, answer: Answer, taken: Sequence[str]) -> Result:
     """What an answer that is no means; *taken*: the signals that this receiver takes."""
-    if 200 <= answer.status < 300:
-        text = f"{target.variable}={target.shown}: the path of {_other_signal(target)}, which loses the {target.signal}"
-        path = target.parts.path.rstrip("/").rpartition("/")[0]
-        return failed(text, export(target.variable, target.at(path=f"{path}/{target.signal}")))
     if answer.status:
         return _of_status(target, answer, taken)
     return _CAUSES.get(answer.problem, _other)(place, target, answer)
@@ -163,20 +159,14 @@ def _speaks_http(place: Place, target: Target, answer: Answer) -> Result:
     return failed(text, f"export {_protocol_variable(target)}=http/protobuf")
 
 
-def _is_own(target: Target) -> bool:
-    """Whether the endpoint is this signal's own: then it is the whole address."""
-    return target.variable == f"OTEL_EXPORTER_OTLP_{target.signal.upper()}_ENDPOINT"
-
-
-def _other_signal(target: Target) -> str:
-    """The signal whose path was given for this one; an empty request is welcome there all the same."""
-    last = target.parts.path.rstrip("/").rpartition("/v1/")[2]
-    is_path = target.protocol != "grpc" and _is_own(target)
-    return last if is_path and last in SIGNALS and last != target.signal else ""
-
-
 def _protocol_variable(target: Target) -> str:
-    return target.variable.replace("ENDPOINT", "PROTOCOL") if _is_own(target) else "OTEL_EXPORTER_OTLP_PROTOCOL"
+    return target.variable.replace("ENDPOINT", "PROTOCOL") if target.is_own else "OTEL_EXPORTER_OTLP_PROTOCOL"
+
+
+def _other_signal(place: Place, target: Target, answer: Answer) -> Result:
+    text = f"{target.variable}={target.shown}: the path of {target.other_signal}, which loses the {target.signal}"
+    base = target.parts.path.rstrip("/").removesuffix(target.other_signal)
+    return failed(text, export(target.variable, target.at(path=f"{base}{target.signal}")))
 
 
 def _web_page(place: Place, target: Target, answer: Answer) -> Result:
@@ -212,6 +202,7 @@ _CAUSES: Final[dict[str, Callable[[Place, Target, Answer], Result]]] = {
     "speaks_http": _speaks_http,
     "proxy": _proxy,
     "web_page": _web_page,
+    "other_signal": _other_signal,
 }
 
 
@@ -229,7 +220,7 @@ def _of_status(target: Target, answer: Answer, taken: Sequence[str]) -> Result:
     if 300 <= status < 400:
         text = f"{target.shown}: is elsewhere now ({status} to {answer.location or '?'}); exporters do not follow"
         elsewhere = answer.location if "://" in answer.location else target.at(scheme="https")
-        added = "" if _is_own(target) else f"/v1/{target.signal}"
+        added = "" if target.is_own else f"/v1/{target.signal}"
         return failed(text, export(target.variable, elsewhere.removesuffix(added)))
     if status in (404, 405, 415):
         return _wrong_place(target, answer, taken)
@@ -252,11 +243,11 @@ def _wrong_place(target: Target, answer: Answer, taken: Sequence[str]) -> Result
     path = target.parts.path
     said = f"{without_password(target.url)}: {_word(target, answer.status)}"
     is_http = target.protocol != "grpc"
-    if is_http and _is_own(target) and not path.rstrip("/").endswith(f"/v1/{target.signal}"):
+    if is_http and target.is_own and not path.rstrip("/").endswith(f"/v1/{target.signal}"):
         text = f"{said}: {target.variable} is taken as it is, without /v1/{target.signal} added"
         return failed(text, export(target.variable, f"{target.endpoint.rstrip('/')}/v1/{target.signal}"))
     for signal in SIGNALS:
-        if is_http and not _is_own(target) and f"/v1/{signal}" in target.endpoint:
+        if is_http and not target.is_own and f"/v1/{signal}" in target.endpoint:
             text = f"{said}: {target.variable} must not name a signal's path, /v1/{target.signal} is added to it"
             return failed(text, export(target.variable, target.endpoint.partition(f"/v1/{signal}")[0]))
     if taken:
@@ -268,7 +259,7 @@ def _wrong_place(target: Target, answer: Answer, taken: Sequence[str]) -> Result
 def _right_place(target: Target) -> str:
     """The setting with the port, or the path, that OTLP has by custom."""
     path, is_http = target.parts.path, target.protocol != "grpc"
-    whole = f"/v1/{target.signal}" if _is_own(target) else ""
+    whole = f"/v1/{target.signal}" if target.is_own else ""
     base = path.removesuffix(f"/v1/{target.signal}").rstrip("/")
     if target.port == _PROMETHEUS and not base:
         return export(target.variable, target.at(path=f"/api/v1/otlp{whole}"))

@@ -34,7 +34,7 @@ class Answer:
 
     status: int = 0
     detail: str = ""  # what the receiver said of it
-    problem: Problem | Literal["address", "proxy", "web_page", ""] = ""
+    problem: Problem | Literal["address", "proxy", "web_page", "other_signal", ""] = ""
     took_s: float = 0.0
     ahead_s: float | None = None  # of its clock against ours
     location: str = ""  # where it sends us to
@@ -44,6 +44,8 @@ def ask(target: Target) -> Answer:
     """Send one empty request."""
     if not target.host or not target.port or not _has_scheme(target):
         return Answer(problem="address")
+    if target.other_signal:
+        return Answer(problem="other_signal")  # there an empty request is as welcome as here
     began = time.monotonic()
     try:
         return _grpc(target) if target.protocol == "grpc" else _http(target)

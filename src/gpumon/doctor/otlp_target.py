@@ -52,6 +52,17 @@ class Target:
         except ValueError:
             return 0
 
+    @property
+    def is_own(self) -> bool:
+        """Whether the endpoint is this signal's own: then it is the whole address."""
+        return self.variable == f"OTEL_EXPORTER_OTLP_{self.signal.upper()}_ENDPOINT"
+
+    @property
+    def other_signal(self) -> str:
+        """The signal whose path was given for this one, or empty."""
+        last = self.parts.path.rstrip("/").rpartition("/v1/")[2]
+        return last if self.is_own and self.protocol != "grpc" and last in SIGNALS and last != self.signal else ""
+
     def at(self, *, scheme: str = "", host: str = "", port: int = 0, path: str | None = None) -> str:
         """The endpoint with something else in its place."""
         scheme = scheme or ("https" if self.is_secure else "http")

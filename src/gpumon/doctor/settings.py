@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from importlib import import_module
@@ -35,8 +36,12 @@ _EXPORTERS: Final = {  # entry point -> distribution
     "zipkin_json": "opentelemetry-exporter-zipkin-json",
     "zipkin_proto": "opentelemetry-exporter-zipkin-proto-http",
 }
-_OURS: Final = (*(f"GPUMON_{item.name.upper()}" for item in fields(Config)), *OTHER_VARIABLES)
-_COMPOSE: Final = "GPUMON_GID"  # of the compose files, not of this program
+_FIELDS: Final = tuple(f"GPUMON_{item.name.upper()}" for item in fields(Config))
+_KNOWN: Final = (*_FIELDS, *(f"OTEL_PYTHON_{name}" for name in _FIELDS), *OTHER_VARIABLES)
+_NOT_OURS: Final = re.compile(
+    "GPUMON_GID"  # of the compose files
+    r"|\w+_SERVICE_(HOST|PORT)(_\w+)?|\w+_PORT(_\d+_\w+)?"  # of Kubernetes, in every pod beside a service gpumon-…
+)
 _FILES: Final = ("CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY")
 _IN_MILLISECONDS: Final = 1000.0
 
@@ -60,11 +65,11 @@ def settings(place: Place) -> Iterator[Result]:
 
 def _misspelt(place: Place) -> Iterator[Result]:
     for name in sorted(place.environment):
-        ours = name.removeprefix("OTEL_PYTHON_")
-        if not ours.startswith("GPUMON_") or ours in _OURS or name == _COMPOSE:
+        prefix, _, own = name.partition("GPUMON_")
+        if prefix not in ("", "OTEL_PYTHON_") or not own or name in _KNOWN or _NOT_OURS.fullmatch(name):
             continue
-        own_part = {known.removeprefix("GPUMON_"): known for known in _OURS}
-        right = [own_part[close] for close in difflib.get_close_matches(ours.removeprefix("GPUMON_"), own_part, 1, 0.7)]
+        ours = [known.removeprefix("GPUMON_") for known in _KNOWN if known.startswith("GPUMON_")]
+        right = [f"GPUMON_{close}" for close in difflib.get_close_matches(own, ours, 1, 0.7)]
         text = f"{name}: there is no such setting{f'; {right[0]} is meant?' if right else ''}"
         moved = f'export {right[0]}="${name}"; ' if right else ""  # its value may be a secret
         yield warning(text, f"{moved}unset {name}")
